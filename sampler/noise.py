@@ -1,0 +1,41 @@
+"""Where the injected noise comes from: one CPU stream per image, seeded by the node's own seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Odd, so that k -> seed + k·STRIDE never repeats modulo 2^32, which is all that torch's CPU engine keeps of a seed.
+STRIDE = 0x9E3779B9
+MAX_SEED = 2**64 - 1
+
+
+class NoiseStreams:
+    """Independent white noise for each image of a batch.
+
+    The seeds differ from the run's own (the initial noise's) by a multiple of ``STRIDE`` that counts the
+    image and where the schedule starts: no stream repeats the initial noise, another image's, or, when a
+    schedule is split in two under one seed, that of the other half.
+
+    Args:
+        seed: 0 to 2^64 - 1.
+        batch_index: position of each image in the batch it was first drawn in.
+        first_sigma: the schedule's first sigma, in [0, 1].
+    """
+
+    def __init__(self, seed: int, batch_index: Sequence[int], first_sigma: float = 1.0) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"seed is {seed!r}; allowed is a whole number from 0 to {MAX_SEED}.")
+        start = round((1.0 - first_sigma) * 2**16) * 2**12
+        self._generators = [
+            torch.Generator("cpu").manual_seed((seed + (1 + index + start) * STRIDE) % 2**64) for index in batch_index
+        ]
+
+    def draw(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """The next float32 noise of ``shape`` [B, ...] on ``device``, without waiting for it."""
+        white = torch.empty(tuple(shape), pin_memory=device.type == "cuda")
+        for image, generator in zip(white, self._generators, strict=True):
+            torch.randn(image.shape, generator=generator, out=image)
+        return white.to(device, non_blocking=True)

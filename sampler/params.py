@@ -1,0 +1,178 @@
+"""The CNS parameters: the one place that knows their names, defaults, ranges and meaning.
+
+Outside this package every name carries the prefix ``cns_`` (node widgets, command-line options, the
+fal request, the scheduler's config); inside none does. Names, defaults and ranges are those of the
+endpoint ``fal-ai/flux-2/klein/9b/base/edit/lora``; ``solver``, ``formula`` and the γ source
+``reference`` exist only locally.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+PREFIX = "cns_"
+SWITCH = "enable_cns"
+SWITCH_HELP = "Turn Colored Noise Sampling on. Off, every cns_ value is ignored and sampling is plain Euler."
+GUIDED_ADVICE = "For a base model with real guidance the endpoint advises divider 25 and energy 0.998."
+
+
+def _number(default: float | int, low: float | int, high: float | int, step: float | int, meaning: str) -> Any:
+    return field(default=default, metadata={"min": low, "max": high, "step": step, "help": meaning})
+
+
+def _flag(default: bool, meaning: str) -> Any:
+    return field(default=default, metadata={"help": meaning})
+
+
+def _choice(options: tuple[str, ...], meaning: str, local: tuple[str, ...] = ()) -> Any:
+    """``local``: the options that exist here and not at the endpoint."""
+    return field(default=options[0], metadata={"options": options, "local": local, "help": meaning})
+
+
+@dataclass(frozen=True)
+class CNSParams:
+    """Every control of Colored Noise Sampling (arXiv:2605.30332), checked on construction.
+
+    Raises:
+        ValueError: a value of the wrong type, out of range or not finite; the message names the
+            parameter, the value and what is allowed.
+    """
+
+    enable_cns: bool = _flag(True, SWITCH_HELP)
+    s_churn: float = _number(
+        0.5, 0.0, 2.0, 0.01,
+        "How much coloured noise is injected after each step. 0 injects none; turn this first, the other "
+        "parameters only shape what it injects.",
+    )
+    gamma_source: str = _choice(
+        ("matrix", "approximation", "reference"),
+        "Where the progress gamma(f, t) comes from: 'matrix' a precomputed one per band, 'approximation' the flow "
+        "time itself for every band, 'reference' (local only) the spectrum of the pictures being edited.",
+        local=("reference",),
+    )
+    power_gamma: float = _number(
+        0.75, 0.1, 3.0, 0.01,
+        "Exponent on the residual 1 - gamma / divider: higher puts more of the noise into bands that are not "
+        "resolved yet. Without effect under 'approximation' with the endpoint's formula.",
+    )
+    gamma_divider: float = _number(
+        1.73, 0.1, 50.0, 0.01,
+        "Divides gamma before the residual is taken: a larger value tends to white noise. " + GUIDED_ADVICE,
+    )
+    alpha_tilt_start: float = _number(
+        0.15, -2.0, 2.0, 0.01,
+        "Tilt of the spectrum at the first step: positive favours high frequencies (texture), negative low "
+        "ones (structure).",
+    )
+    alpha_tilt_end: float = _number(
+        -0.5, -2.0, 2.0, 0.01,
+        "Tilt of the spectrum at the last step, reached from alpha_tilt_start over the steps.",
+    )
+    alpha_use_fnorm: bool = _flag(
+        True,
+        "Tilt by exp(alpha * f), f the band's position. Off, the tilt is the flat factor 1 + alpha, which the "
+        "variance normalisation cancels.",
+    )
+    alpha_exp_interp: bool = _flag(
+        True, "Let the tilt move along an exponential curve from start to end, instead of a straight line."
+    )
+    alpha_exp_sharpness: float = _number(
+        0.75, 0.1, 10.0, 0.01, "How sharply that exponential curve bends. Only used with alpha_exp_interp."
+    )
+    num_freq_bins: int = _number(
+        32, 8, 128, 1, "How many radial frequency bands the spectrum is divided into."
+    )
+    energy_scale: float = _number(
+        0.98, 0.5, 1.5, 0.001,
+        "Factor on the injected noise after its variance is normalised: below 1 damps it. " + GUIDED_ADVICE,
+    )
+    solver: str = _choice(
+        ("euler", "sde", "sde_2m"),
+        "'euler' steps and then adds noise, as the endpoint does; 'sde' integrates the paper's SDE exactly; "
+        "'sde_2m' does so with a second-order prediction, the most exact at 50 steps.",
+        local=("sde", "sde_2m"),
+    )
+    formula: str = _choice(
+        ("endpoint", "authors"),
+        "How residual and tilt combine: 'endpoint' raises the residual to the power and takes the product as "
+        "noise power, 'authors' raises their product to the power and takes it as amplitude, as in the paper's code.",
+        local=("authors",),
+    )
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            object.__setattr__(self, spec.name, _checked(spec, getattr(self, spec.name)))
+
+    @classmethod
+    def from_endpoint(cls, request: Mapping[str, Any]) -> CNSParams:
+        """Read ``enable_cns`` (off where it is left out) and the ``cns_*`` of a whole request.
+
+        The local names ``cns_solver`` and ``cns_formula`` are read too; the request's other fields
+        are ignored.
+
+        Raises:
+            ValueError: a ``cns_*`` that does not exist, or a bad value.
+        """
+        names = {public_name(spec.name): spec.name for spec in fields(cls)}
+        given = {key: value for key, value in request.items() if key in names or key.startswith(PREFIX)}
+        unknown = sorted(set(given) - set(names))
+        if unknown:
+            raise ValueError(
+                f"unknown CNS parameter {', '.join(unknown)}; known are {', '.join(sorted(names))}. "
+                "Correct the name or leave it out."
+            )
+        return cls(**{SWITCH: False, **{names[key]: value for key, value in given.items()}})
+
+    def to_request(self) -> dict[str, Any]:
+        """Every parameter under its public name, the local ones too. ``from_endpoint`` reads it back."""
+        return {public_name(spec.name): getattr(self, spec.name) for spec in fields(self)}
+
+    def to_endpoint(self) -> dict[str, Any]:
+        """The part of a fal request that says the same.
+
+        Raises:
+            ValueError: a value that the endpoint does not have (a local solver, formula or γ source).
+        """
+        for spec in fields(self):
+            value, local = getattr(self, spec.name), spec.metadata.get("local", ())
+            if value in local:
+                allowed = [option for option in spec.metadata["options"] if option not in local]
+                raise ValueError(
+                    f"{public_name(spec.name)}={value!r} runs only locally; the endpoint has {allowed}. "
+                    "Choose one of these for a remote run."
+                )
+        return {name: value for name, value in self.to_request().items() if name not in LOCAL_NAMES}
+
+
+def public_name(name: str) -> str:
+    """The name a parameter carries outside this package."""
+    return name if name == SWITCH else PREFIX + name
+
+
+LOCAL_NAMES = frozenset({public_name("solver"), public_name("formula")})
+
+
+def _checked(spec: Any, value: Any) -> Any:
+    """``value`` as the field's own type, or a ValueError that says what is allowed."""
+    name, meta = public_name(spec.name), spec.metadata
+    if "options" in meta:
+        if value not in meta["options"]:
+            raise ValueError(f"{name} is {value!r}; allowed are {', '.join(meta['options'])}.")
+        return value
+    if "min" not in meta:
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r} ({type(value).__name__}); allowed are true and false.")
+        return value
+    whole = isinstance(spec.default, int)
+    wanted = numbers.Integral if whole else numbers.Real
+    allowed = f"allowed is {'a whole number' if whole else 'a number'} from {meta['min']} to {meta['max']}"
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        raise ValueError(f"{name} is {value!r} ({type(value).__name__}); {allowed}.")
+    value = int(value) if whole else float(value)
+    if not (math.isfinite(value) and meta["min"] <= value <= meta["max"]):
+        raise ValueError(f"{name} is {value}; {allowed}.")
+    return value

@@ -1,0 +1,198 @@
+"""Progress γ(f, t) in [0, 1]: how far frequency band f is resolved at flow time t = 1 - sigma."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .gamma_fits import BINS, FITS, fitted_gamma
+from .params import CNSParams
+from .spectrum import radial_bands, unpatchify
+
+UNGUIDED, GUIDED = "sit_xl2_unguided", "sit_xl2_cfg_1.5"
+
+
+@dataclass(frozen=True, eq=False)
+class ProgressMatrix:
+    """γ on a grid of flow times and radial bands.
+
+    Args:
+        values: [rows, bins] in [0, 1]; column k belongs to the normalised radius k / (bins - 1).
+        t: [rows], rising, in [0, 1].
+
+    Raises:
+        ValueError: shapes that do not fit, a value that is not finite or out of range, t that does not rise.
+    """
+
+    values: Tensor
+    t: Tensor
+
+    def __post_init__(self) -> None:
+        values, t = torch.as_tensor(self.values), torch.as_tensor(self.t)
+        if values.ndim != 2 or t.ndim != 1 or len(values) != len(t) or values.shape[1] < 2 or len(t) < 2:
+            raise ValueError(
+                f"progress values have shape {list(values.shape)} and t {list(t.shape)}; needed are "
+                "[rows, bins] and [rows] with at least 2 rows and 2 bins."
+            )
+        if not (values.isfinite().all() and values.min() >= 0 and values.max() <= 1):
+            raise ValueError(
+                "progress values must be finite and from 0 to 1; scale each band to [0, 1] as the authors' "
+                f"notebook does. Found {float(values.min()):.4g} to {float(values.max()):.4g}."
+            )
+        if not (t.isfinite().all() and t.min() >= 0 and t.max() <= 1 and bool((t.diff() > 0).all())):
+            raise ValueError(
+                f"progress t must rise within 0 to 1, flow time of each row; found {float(t[0]):.4g} to "
+                f"{float(t[-1]):.4g}."
+            )
+        object.__setattr__(self, "values", values.detach().cpu())
+        object.__setattr__(self, "t", t.detach().cpu())
+
+    def at(self, t: float, num_bins: int) -> Tensor:
+        """γ of every band at flow time t: linear between rows, bands resampled by normalised radius.
+
+        Beyond the first or last row, that row. Returns [num_bins] in the dtype of ``values``.
+        """
+        rows, t = self.t.double().numpy(), float(t)
+        after = int(np.clip(np.searchsorted(rows, t), 1, len(rows) - 1))
+        weight = float(np.clip((t - rows[after - 1]) / (rows[after] - rows[after - 1]), 0.0, 1.0))
+        low, high = self.values[after - 1].double().numpy(), self.values[after].double().numpy()
+        row = (1.0 - weight) * low + weight * high
+        if num_bins != len(row):
+            row = np.interp(np.linspace(0, 1, num_bins), np.linspace(0, 1, len(row)), row)
+        return torch.from_numpy(row).to(self.values.dtype)
+
+    def save(self, path: str | Path) -> None:
+        """Write ``gamma`` [rows, bins] and ``t`` [rows] as a .safetensors file that `load` reads."""
+        from safetensors.torch import save_file
+
+        save_file({"gamma": self.values.contiguous(), "t": self.t.contiguous()}, str(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> ProgressMatrix:
+        """Read a .safetensors with ``gamma`` (and ``t``), or a .pt that holds one [rows, bins] tensor.
+
+        Without ``t`` the rows are taken as uniform in flow time from 0 to 1, as the authors measure them.
+        A .pt is opened with ``weights_only=True``: nothing in it is run.
+
+        Raises:
+            ValueError: a missing or unreadable file, or one that holds no such matrix; it names the file.
+        """
+        path = Path(path)
+        try:
+            tensors = _read_tensors(path)
+            gamma = tensors["gamma"].float() if tensors["gamma"].dtype != torch.float64 else tensors["gamma"]
+            t = tensors.get("t")
+            return cls(gamma, torch.linspace(0, 1, len(gamma)) if t is None else t)
+        except (OSError, KeyError, ValueError, RuntimeError, AttributeError, _safetensors_error()) as error:
+            reason = "it holds no tensor named 'gamma'" if isinstance(error, KeyError) else error
+            raise ValueError(
+                f"progress file {path.name} cannot be used: {reason} Needed is a .safetensors with 'gamma' [rows, "
+                "bins] and 't' [rows], or a .pt with one [rows, bins] tensor."
+            ) from error
+
+
+@lru_cache(maxsize=4)
+def shipped_progress(name: str = UNGUIDED) -> ProgressMatrix:
+    """A fitted model of one of the authors' two published matrices (`gamma_fits`).
+
+    Raises:
+        ValueError: a name that is not in ``gamma_fits.FITS``.
+    """
+    if name not in FITS:
+        raise ValueError(f"progress {name!r} is not shipped; shipped are {', '.join(FITS)}.")
+    t = torch.linspace(0, 1, 250, dtype=torch.float64)
+    return ProgressMatrix(torch.from_numpy(fitted_gamma(t.numpy(), FITS[name])), t)
+
+
+def approximation(num_bins: int = 2) -> ProgressMatrix:
+    """γ = t for every band."""
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    return ProgressMatrix(t[:, None].expand(2, num_bins), t)
+
+
+def reference_progress(latents: Tensor | Sequence[Tensor], patch_size: int, num_bins: int = BINS) -> ProgressMatrix:
+    """γ from the pictures being edited: that of a Gaussian field with their power spectrum.
+
+    With P(f) the orthonormal FFT power per band (white unit noise = 1), averaged over channels and
+    references, and ``W = t²P / (t²P + σ²)``: ``γ = 2√W - W``. On the exact ODE of such a field this is
+    the authors' measure, 1 - |x̂0 - x_final|² / |x_final|² (``FrequencyAnalyzer`` in their code).
+
+    Args:
+        latents: the reference latents, one tensor [B, C, h, w] or several of any sizes.
+        patch_size: 2 for FLUX.2.
+        num_bins: bands measured; a band that no latent has a mode in is interpolated.
+    """
+    latents = [latents] if isinstance(latents, Tensor) else list(latents)
+    if not latents:
+        raise ValueError("reference progress needs at least one reference latent; none was given.")
+    power = np.nanmean([_band_spectrum(latent, patch_size, num_bins) for latent in latents], axis=0)
+    bands = np.arange(num_bins)
+    measured = ~np.isnan(power)
+    power = torch.from_numpy(np.interp(bands, bands[measured], power[measured]))
+    # rows even in log-SNR follow the steep rise of strong bands near t = 0
+    t = torch.cat([torch.zeros(1), torch.sigmoid(torch.linspace(-14, 14, 1023, dtype=torch.float64)), torch.ones(1)])
+    signal = t[:, None] ** 2 * power
+    wiener = torch.where(power > 0, signal / (signal + (1 - t[:, None]) ** 2).clamp(min=1e-300), 0.0)
+    return ProgressMatrix((2 * wiener.sqrt() - wiener).clamp(0, 1), t)
+
+
+def resolve_progress(params: CNSParams, progress: ProgressMatrix | None) -> ProgressMatrix:
+    """The progress that ``params.gamma_source`` asks for.
+
+    Raises:
+        ValueError: ``reference`` without a progress, ``approximation`` with one.
+    """
+    if params.gamma_source == "approximation":
+        if progress is not None:
+            raise ValueError(
+                "cns_gamma_source is 'approximation', which takes gamma = t, yet a progress matrix was given; "
+                "leave the matrix out or choose 'matrix'."
+            )
+        return approximation()
+    if progress is not None:
+        return progress
+    if params.gamma_source == "reference":
+        raise ValueError(
+            "cns_gamma_source is 'reference', which needs at least one reference picture, and there is none; "
+            "connect a picture or choose 'matrix'."
+        )
+    return shipped_progress()
+
+
+def _band_spectrum(latent: Tensor, patch_size: int, num_bins: int) -> np.ndarray:
+    """Mean FFT power per band [num_bins] of one latent; NaN where it has no mode."""
+    grid = unpatchify(latent.detach().cpu().double(), patch_size)
+    if not grid.isfinite().all():
+        raise ValueError("a reference latent holds NaN or infinite values; encode the picture again.")
+    power = torch.fft.fft2(grid, norm="ortho").abs().square().flatten(0, -3).mean(0)
+    height, width = power.shape
+    index, count = radial_bands(height, width, num_bins)
+    mirrored = torch.arange(width)
+    mirrored = torch.minimum(mirrored, width - mirrored)  # the rfft half holds every |fx|
+    total = torch.bincount(index[:, mirrored].flatten(), weights=power.flatten(), minlength=num_bins)
+    return torch.where(count > 0, total / count, torch.nan).numpy()
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(str(path))
+    if path.suffix == ".pt":
+        gamma = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(gamma, Tensor):
+            raise ValueError(f"it holds a {type(gamma).__name__}, not a tensor.")
+        return {"gamma": gamma}
+    raise ValueError(f"its ending is {path.suffix or 'missing'}.")
+
+
+def _safetensors_error() -> type[Exception]:
+    from safetensors import SafetensorError
+
+    return SafetensorError

@@ -1,0 +1,194 @@
+"""CNS as a diffusers scheduler, for ``Flux2KleinPipeline`` and any other flow-matching pipeline."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchEulerDiscreteSchedulerOutput,
+)
+from torch import Tensor
+
+from .params import CNSParams, public_name
+from .progress import ProgressMatrix
+from .sampling import CNSRun
+
+
+class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
+    """``FlowMatchEulerDiscreteScheduler`` with Colored Noise Sampling (arXiv:2605.30332).
+
+    The schedule is the parent's; only the step differs. ``cns_*`` are `CNSParams` under their public
+    names, saved and loaded with the config::
+
+        pipe.scheduler = FlowMatchCNSScheduler.from_config(pipe.scheduler.config, cns_s_churn=0.5)
+        pipe.scheduler.set_run(seed=7, latent_size=(48, 64))
+
+    Pipelines hand a scheduler neither a seed nor the size of packed tokens: `set_run` does. Without it the
+    seed is 0 and packed tokens are taken as a square grid, with a warning.
+
+    Args:
+        num_train_timesteps ... time_shift_type: the parent's.
+        enable_cns, cns_*: see `CNSParams`.
+        patch_size: side of the patches that the latent packs into channels; where None, 2 for packed tokens
+            [B, tokens, channels] (FLUX.1, FLUX.2) and 1 for grids [B, channels, ..., height, width].
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        base_shift: float | None = 0.5,
+        max_shift: float | None = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        shift_terminal: float | None = None,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        time_shift_type: Literal["exponential", "linear"] = "exponential",
+        enable_cns: bool = True,
+        cns_s_churn: float = 0.5,
+        cns_gamma_source: str = "matrix",
+        cns_power_gamma: float = 0.75,
+        cns_gamma_divider: float = 1.73,
+        cns_alpha_tilt_start: float = 0.15,
+        cns_alpha_tilt_end: float = -0.5,
+        cns_alpha_use_fnorm: bool = True,
+        cns_alpha_exp_interp: bool = True,
+        cns_alpha_exp_sharpness: float = 0.75,
+        cns_num_freq_bins: int = 32,
+        cns_energy_scale: float = 0.98,
+        cns_solver: str = "euler",
+        cns_formula: str = "endpoint",
+        patch_size: int | None = None,
+    ) -> None:
+        super().__init__(
+            num_train_timesteps=num_train_timesteps,
+            shift=shift,
+            use_dynamic_shifting=use_dynamic_shifting,
+            base_shift=base_shift,
+            max_shift=max_shift,
+            base_image_seq_len=base_image_seq_len,
+            max_image_seq_len=max_image_seq_len,
+            shift_terminal=shift_terminal,
+            use_karras_sigmas=use_karras_sigmas,
+            use_exponential_sigmas=use_exponential_sigmas,
+            use_beta_sigmas=use_beta_sigmas,
+            time_shift_type=time_shift_type,
+        )
+        self.params = CNSParams(**{spec.name: self.config[public_name(spec.name)] for spec in fields(CNSParams)})
+        self._run: CNSRun | None = None
+        self.set_run()
+
+    def set_run(
+        self,
+        seed: int = 0,
+        latent_size: tuple[int, int] | None = None,
+        batch_index: Sequence[int] | None = None,
+        progress: ProgressMatrix | None = None,
+    ) -> None:
+        """What the next runs need and no pipeline passes on; holds until set again.
+
+        Args:
+            seed: of the injected noise, 0 to 2^64 - 1.
+            latent_size: (height, width) in tokens, for packed tokens.
+            batch_index: of each image; 0 to B - 1 where None.
+            progress: γ, where it is not the shipped matrix.
+        """
+        self._seed, self._latent_size, self._batch_index, self._progress = seed, latent_size, batch_index, progress
+
+    def set_sigmas(self, sigmas: np.ndarray | Sequence[float], device: str | torch.device | None = None) -> None:
+        """Set the schedule as it stands, where `set_timesteps` would shift it: [steps + 1], ending at 0."""
+        self.sigmas = torch.as_tensor(np.asarray(sigmas), dtype=torch.float32, device=device)
+        self.timesteps = self.sigmas[:-1] * self.config.num_train_timesteps
+        self.num_inference_steps = len(self.timesteps)
+        self._step_index = self._begin_index = self._run = None
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        """The parent's; a new schedule also restarts the noise streams."""
+        super().set_timesteps(*args, **kwargs)
+        self._run = None
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        return_dict: bool = True,
+    ) -> FlowMatchEulerDiscreteSchedulerOutput | tuple[Tensor]:
+        """One step from the predicted velocity ``ε - x0``.
+
+        Args:
+            model_output: velocity, the shape of ``sample``.
+            timestep: one of ``timesteps``.
+            sample: packed tokens [B, tokens, channels] or a grid [B, channels, ..., height, width].
+
+        Returns:
+            the next sample, in the dtype of ``model_output``.
+        """
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        if self._run is None:
+            self._first = self.step_index
+            self._size = self._grid_size(sample)
+            self._run = CNSRun(
+                self.params,
+                self.sigmas[self._first :],
+                self._to_grid(sample).shape,
+                sample.device,
+                progress=self._progress,
+                patch_size=self.config.patch_size or (2 if sample.ndim == 3 else 1),
+                seed=self._seed,
+                batch_index=self._batch_index,
+            )
+        if self._run.plain:
+            return super().step(model_output, timestep, sample, return_dict=return_dict)
+        x, velocity = self._to_grid(sample.float()), self._to_grid(model_output.float())
+        denoised = x - self.sigmas[self.step_index] * velocity
+        x = self._run.step(self.step_index - self._first, x, denoised)
+        previous = (x.flatten(2).transpose(1, 2) if sample.ndim == 3 else x).to(model_output.dtype)
+        self._step_index += 1
+        return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=previous) if return_dict else (previous,)
+
+    def _to_grid(self, sample: Tensor) -> Tensor:
+        if sample.ndim != 3:
+            return sample
+        return sample.transpose(1, 2).unflatten(2, self._size)
+
+    def _grid_size(self, sample: Tensor) -> tuple[int, int]:
+        """(height, width) of packed tokens; for grids the sample's own, of which nothing else is known."""
+        if sample.ndim != 3:
+            return tuple(sample.shape[-2:])
+        tokens = sample.shape[1]
+        if self._latent_size is not None:
+            height, width = self._latent_size
+            if height * width != tokens:
+                raise ValueError(
+                    f"latent_size is {height}x{width} = {height * width} tokens, the sample has {tokens}; "
+                    "give set_run the size of this picture's latent."
+                )
+            return height, width
+        side = math.isqrt(tokens)
+        if self.params.enable_cns and self.params.s_churn > 0:
+            if side * side != tokens:
+                raise ValueError(
+                    f"{tokens} packed tokens do not say how wide the picture is; "
+                    "call scheduler.set_run(latent_size=(height, width)) in tokens before the pipeline."
+                )
+            warnings.warn(
+                f"taking {tokens} packed tokens as a square of {side}x{side}; for another shape call "
+                "scheduler.set_run(latent_size=(height, width)).",
+                stacklevel=4,
+            )
+            return side, side
+        return 1, tokens

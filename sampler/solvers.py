@@ -1,0 +1,87 @@
+"""The solvers: each one pure function ``(x, denoised, step) -> x at sigma_next``.
+
+Flow matching: ``x_σ = (1-σ)·x0 + σ·ε``; ``denoised`` is the (guided) prediction of x0 at ``step.sigma``.
+A new solver is one more function here and its name in ``CNSParams.solver``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .spectrum import color_noise, patchify, unpatchify
+
+
+class Step(NamedTuple):
+    """One step of a schedule, with 1 >= sigma > 0 and sigma >= sigma_next > 0."""
+
+    sigma: float
+    sigma_next: float
+    s_churn: float
+    energy_scale: float
+    patch_size: int
+    white: Tensor | None  # [B, C, h, w] unit noise; None where s_churn is 0
+    gain: Tensor | None  # [H, W // 2 + 1] on the unpatchified grid; None where s_churn is 0
+    previous: tuple[Tensor, float] | None  # denoised and sigma of the step before
+
+
+def ode_euler(x: Tensor, denoised: Tensor, sigma: float | Tensor, sigma_next: float | Tensor) -> Tensor:
+    """A plain Euler step of the probability-flow ODE, in the order of operations of k-diffusion's ``sample_euler``."""
+    d = (x - denoised) / sigma
+    return x + d * (sigma_next - sigma)
+
+
+def euler(x: Tensor, denoised: Tensor, step: Step) -> Tensor:
+    """A full Euler step, then ``s_churn · σ'·sqrt(1-(σ'/σ)²)`` of coloured noise (the endpoint's CNS)."""
+    x = ode_euler(x, denoised, step.sigma, step.sigma_next)
+    std = step.s_churn * step.sigma_next * math.sqrt(1.0 - (step.sigma_next / step.sigma) ** 2)
+    return x + std * step.energy_scale * color_noise(step.white, step.gain, step.patch_size).to(x.dtype)
+
+
+def sde(x: Tensor, denoised: Tensor, step: Step) -> Tensor:
+    """The paper's SDE with diffusion ``s_churn²·σ·β²``, exact for a constant x0.
+
+    Per band ``ρ = (σ'/σ)^{s_churn²·β²}`` and ``x' = (1-σ')·x0 + σ'·(ρ·ε̂ + sqrt(1-ρ²)·ξ)`` with the
+    predicted noise ``ε̂ = (x-(1-σ)·x0)/σ`` and white ξ.
+    """
+    eps = (x - (1.0 - step.sigma) * denoised) / step.sigma
+    if step.s_churn > 0:
+        eps = _renew(eps, step)
+    return (1.0 - step.sigma_next) * denoised + step.sigma_next * eps
+
+
+def sde_2m(x: Tensor, denoised: Tensor, step: Step) -> Tensor:
+    """`sde` with x0 extrapolated in ``λ = log((1-σ)/σ)``, the multistep of DPM-Solver++(2M), arXiv:2211.01095.
+
+    First order where λ of the step or of the one before is infinite (σ = 1), and where there is none before.
+    """
+    if step.previous is not None:
+        previous, sigma_before = step.previous
+        if sigma_before < 1.0 and step.sigma < sigma_before:
+            lam = log_snr(step.sigma)
+            ratio = (log_snr(step.sigma_next) - lam) / (lam - log_snr(sigma_before))
+            denoised = denoised + 0.5 * ratio * (denoised - previous)
+    return sde(x, denoised, step)
+
+
+def log_snr(sigma: float) -> float:
+    """λ = log((1-σ)/σ), half the log signal-to-noise ratio, for 0 < σ < 1."""
+    return math.log1p(-sigma) - math.log(sigma)
+
+
+def _renew(eps: Tensor, step: Step) -> Tensor:
+    """``ρ·ε̂ + energy·sqrt(1-ρ²)·ξ`` in Fourier space, on the unpatchified grid."""
+    decay = step.s_churn**2 * math.log(step.sigma_next / step.sigma) * step.gain**2  # log ρ
+    grid = unpatchify(eps.float(), step.patch_size)
+    kept = torch.fft.rfft2(grid)
+    torch.view_as_real(kept).mul_(torch.exp(decay).unsqueeze(-1))
+    fresh = torch.fft.rfft2(unpatchify(step.white, step.patch_size))
+    torch.view_as_real(fresh).mul_(step.energy_scale * torch.sqrt(-torch.expm1(2.0 * decay)).unsqueeze(-1))
+    mixed = torch.fft.irfft2(kept.add_(fresh), s=grid.shape[-2:])
+    return patchify(mixed, step.patch_size).to(eps.dtype)
+
+
+SOLVERS = {"euler": euler, "sde": sde, "sde_2m": sde_2m}

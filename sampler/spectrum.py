@@ -1,0 +1,137 @@
+"""The colour of the noise: gain per radial frequency band, and white noise coloured by it.
+
+FLUX.2 latents are 2x2 patches packed into channels; their true spectrum lives on the unpatchified
+grid, so noise is coloured there and packed again (DESIGN: "Where it is coloured").
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .params import CNSParams
+
+
+def unpatchify(latent: Tensor, patch_size: int) -> Tensor:
+    """``(c pi pj) i j -> c (i pi) (j pj)``: [B, C, h, w] to [B, C / p², h·p, w·p].
+
+    Raises:
+        ValueError: channels that are no multiple of ``patch_size²``, or not four axes while patch_size > 1.
+    """
+    if patch_size == 1:
+        return latent
+    if latent.ndim != 4 or latent.shape[1] % patch_size**2:
+        raise ValueError(
+            f"latent has shape {list(latent.shape)}; patch_size {patch_size} needs [batch, channels, height, width] "
+            f"with channels a multiple of {patch_size**2}. Use patch_size 1 for latents that are not patchified."
+        )
+    batch, channels, height, width = latent.shape
+    grid = latent.reshape(batch, channels // patch_size**2, patch_size, patch_size, height, width)
+    return grid.permute(0, 1, 4, 2, 5, 3).reshape(batch, -1, height * patch_size, width * patch_size)
+
+
+def patchify(grid: Tensor, patch_size: int) -> Tensor:
+    """The inverse of `unpatchify`: [B, C, H, W] to [B, C·p², H / p, W / p].
+
+    Raises:
+        ValueError: height or width that is no multiple of ``patch_size``, or not four axes while patch_size > 1.
+    """
+    if patch_size == 1:
+        return grid
+    if grid.ndim != 4 or grid.shape[-2] % patch_size or grid.shape[-1] % patch_size:
+        raise ValueError(
+            f"grid has shape {list(grid.shape)}; patch_size {patch_size} needs [batch, channels, height, width] "
+            f"with height and width multiples of {patch_size}."
+        )
+    batch, channels, height, width = grid.shape
+    split = grid.reshape(batch, channels, height // patch_size, patch_size, width // patch_size, patch_size)
+    return split.permute(0, 1, 3, 5, 2, 4).reshape(batch, -1, height // patch_size, width // patch_size)
+
+
+@lru_cache(maxsize=32)
+def radial_bands(height: int, width: int, num_bins: int) -> tuple[Tensor, Tensor]:
+    """Band of every mode, and how many modes of the full FFT grid each band has.
+
+    ``band = floor(r / r_max · (bins - 1))``, in float32 as the authors' ``cns_sde`` does it, so that no
+    mode changes its band by rounding.
+
+    Returns:
+        index int64 [height, width // 2 + 1] for the ``rfft2`` grid, count float64 [num_bins].
+    """
+    fy, fx = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
+    radius = torch.sqrt(fx[None, :] ** 2 + fy[:, None] ** 2)
+    radius = radius / radius.max().clamp(min=torch.finfo(radius.dtype).tiny)
+    index = (radius * (num_bins - 1)).long().clamp(0, num_bins - 1)
+    count = torch.bincount(index.flatten(), minlength=num_bins).double()
+    return index[:, : width // 2 + 1].contiguous(), count
+
+
+def alpha_tilt(params: CNSParams, step: int, steps: int) -> float:
+    """α of a step: from ``alpha_tilt_start`` at the first to ``alpha_tilt_end`` at the last of ``steps``."""
+    p = step / max(steps - 1, 1)
+    if params.alpha_exp_interp:
+        p = math.expm1(params.alpha_exp_sharpness * p) / math.expm1(params.alpha_exp_sharpness)
+    return params.alpha_tilt_start + p * (params.alpha_tilt_end - params.alpha_tilt_start)
+
+
+def band_power(params: CNSParams, gamma_row: Tensor, alpha: float, count: Tensor) -> Tensor:
+    """β² per band, normalised so that its mean over all modes of the grid is 1.
+
+    ``endpoint``: β² ∝ max(1 - γ/d, 0)^p · e^{αf}; ``authors`` (``cns_sde`` of the paper's code):
+    β ∝ (max(1 - γ/d, 0) · e^{αf})^p. Where every residual on the grid is 0, the tilt alone.
+
+    Args:
+        gamma_row: [bins] progress of each band.
+        count: [bins] modes of each band, from `radial_bands`.
+
+    Returns:
+        float64 [bins].
+    """
+    residual = (1.0 - gamma_row.double() / params.gamma_divider).clamp(min=0.0)
+    position = torch.linspace(0.0, 1.0, len(gamma_row), dtype=torch.float64)
+    tilt = torch.exp(alpha * position) if params.alpha_use_fnorm else torch.ones_like(position)
+    if params.formula == "authors":
+        residual, tilt = residual ** (2 * params.power_gamma), tilt ** (2 * params.power_gamma)
+    else:
+        residual = residual**params.power_gamma
+    power = residual * tilt
+    if not torch.any(power * count > 0):
+        power = tilt
+    return power * (count.sum() / (power * count).sum())
+
+
+def spectral_gain(params: CNSParams, gamma_row: Tensor, alpha: float, height: int, width: int) -> Tensor:
+    """Gain β for ``rfft2`` of a height x width grid; white unit noise keeps variance 1. No energy_scale.
+
+    Args:
+        gamma_row: [bins] progress in [0, 1].
+        alpha: tilt of this step, see `alpha_tilt`.
+
+    Returns:
+        float32 [height, width // 2 + 1].
+    """
+    index, count = radial_bands(height, width, len(gamma_row))
+    return band_power(params, gamma_row.cpu(), alpha, count).sqrt().float()[index]
+
+
+def color_noise(white: Tensor, gain: Tensor, patch_size: int) -> Tensor:
+    """White noise filtered by ``gain`` on the unpatchified grid.
+
+    Args:
+        white: [B, C, h, w] (any leading axes where patch_size is 1), the last two axes are space.
+        gain: [h·p, w·p // 2 + 1], from `spectral_gain`, on the same device.
+
+    Returns:
+        coloured noise of the shape and dtype of ``white``.
+    """
+    grid = unpatchify(white.float(), patch_size)
+    size = grid.shape[-2:]
+    spectrum = torch.fft.rfft2(grid)
+    del grid  # at most four latents at a time
+    torch.view_as_real(spectrum).mul_(gain.unsqueeze(-1))
+    colored = torch.fft.irfft2(spectrum, s=size)
+    del spectrum
+    return patchify(colored, patch_size).to(white.dtype)
