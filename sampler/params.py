@@ -156,6 +156,17 @@ def public_name(name: str) -> str:
 LOCAL_NAMES = frozenset({public_name("solver"), public_name("formula")})
 
 
+def checked_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> Any:
+    """``value`` as int or float, or a ValueError that names it and what is allowed."""
+    allowed = f"allowed is {'a whole number' if whole else 'a number'} from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
+        raise ValueError(f"{name} is {value!r} ({type(value).__name__}); {allowed}.")
+    value = int(value) if whole else float(value)
+    if not (math.isfinite(value) and low <= value <= high):
+        raise ValueError(f"{name} is {value}; {allowed}.")
+    return value
+
+
 def _checked(spec: Any, value: Any) -> Any:
     """``value`` as the field's own type, or a ValueError that says what is allowed."""
     name, meta = public_name(spec.name), spec.metadata
@@ -163,16 +174,8 @@ def _checked(spec: Any, value: Any) -> Any:
         if value not in meta["options"]:
             raise ValueError(f"{name} is {value!r}; allowed are {', '.join(meta['options'])}.")
         return value
-    if "min" not in meta:
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} is {value!r} ({type(value).__name__}); allowed are true and false.")
-        return value
-    whole = isinstance(spec.default, int)
-    wanted = numbers.Integral if whole else numbers.Real
-    allowed = f"allowed is {'a whole number' if whole else 'a number'} from {meta['min']} to {meta['max']}"
-    if isinstance(value, bool) or not isinstance(value, wanted):
-        raise ValueError(f"{name} is {value!r} ({type(value).__name__}); {allowed}.")
-    value = int(value) if whole else float(value)
-    if not (math.isfinite(value) and meta["min"] <= value <= meta["max"]):
-        raise ValueError(f"{name} is {value}; {allowed}.")
+    if "min" in meta:
+        return checked_number(name, value, meta["min"], meta["max"], whole=isinstance(spec.default, int))
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r} ({type(value).__name__}); allowed are true and false.")
     return value

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -131,10 +132,9 @@ def reference_progress(latents: Tensor | Sequence[Tensor], patch_size: int, num_
     latents = [latents] if isinstance(latents, Tensor) else list(latents)
     if not latents:
         raise ValueError("reference progress needs at least one reference latent; none was given.")
-    power = np.nanmean([_band_spectrum(latent, patch_size, num_bins) for latent in latents], axis=0)
-    bands = np.arange(num_bins)
-    measured = ~np.isnan(power)
-    power = torch.from_numpy(np.interp(bands, bands[measured], power[measured]))
+    spectra = np.ma.masked_invalid([_band_spectrum(latent, patch_size, num_bins) for latent in latents]).mean(axis=0)
+    bands, measured = np.arange(num_bins), ~np.ma.getmaskarray(spectra)
+    power = torch.from_numpy(np.interp(bands, bands[measured], spectra[measured]))
     # rows even in log-SNR follow the steep rise of strong bands near t = 0
     t = torch.cat([torch.zeros(1), torch.sigmoid(torch.linspace(-14, 14, 1023, dtype=torch.float64)), torch.ones(1)])
     signal = t[:, None] ** 2 * power
@@ -185,7 +185,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
         return load_file(str(path))
     if path.suffix == ".pt":
-        gamma = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            gamma = torch.load(path, map_location="cpu", weights_only=True)
+        except UnpicklingError as error:
+            raise ValueError("it is a pickle of something other than tensors, which is never opened.") from error
         if not isinstance(gamma, Tensor):
             raise ValueError(f"it holds a {type(gamma).__name__}, not a tensor.")
         return {"gamma": gamma}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -134,8 +135,8 @@ def sample_cns(
 
 def _checked_sigmas(sigmas: Tensor) -> list[float]:
     values = sigmas.tolist()
-    falling = all(after <= before for before, after in zip(values, values[1:], strict=False))
-    if not (falling and 0.0 <= values[-1] and 0.0 < values[0] <= 1.0):
+    falling = all(after <= before for before, after in pairwise(values))
+    if not (falling and values[-1] >= 0.0 and 0.0 < values[0] <= 1.0):
         raise ValueError(
             f"sigmas are {values}; CNS needs flow-matching sigmas that fall from at most 1 to at least 0. "
             "Use a flow-matching model and its own scheduler, or turn CNS off."

@@ -1,0 +1,19 @@
+"""FLUX.2 [klein]: architecture facts, sizes, schedules, references, prompts, and the diffusers pipeline."""
+
+from .pipeline import KleinPipeline, KleinResult
+from .request import KleinRequest
+from .schedules import SCHEDULES, empirical_mu, flux2_sigmas, log_snr_sigmas
+from .sizes import IMAGE_SIZES
+from .tiny import tiny
+
+__all__ = [
+    "IMAGE_SIZES",
+    "SCHEDULES",
+    "KleinPipeline",
+    "KleinRequest",
+    "KleinResult",
+    "empirical_mu",
+    "flux2_sigmas",
+    "log_snr_sigmas",
+    "tiny",
+]

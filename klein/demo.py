@@ -1,0 +1,93 @@
+"""``klein-cns demo``: the whole path on random weights, and a picture of what CNS does to the noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STEPS = 28
+
+
+def run(folder: Path, seed: int) -> None:
+    """Edit a photograph with the tiny klein, without and with CNS, and plot γ and β² per step and band.
+
+    Raises:
+        ValueError: the photograph or the plotting library is not installed.
+    """
+    try:
+        import matplotlib
+        from skimage import data
+    except ImportError as error:
+        raise ValueError(
+            f"the demo needs the package {error.name}; run it as `uv run klein-cns demo` in the project's folder, "
+            "or install scikit-image and matplotlib."
+        ) from error
+    from PIL import Image
+
+    from ..sampler import CNSParams
+    from .pipeline import KleinPipeline
+    from .schedules import flux2_sigmas
+    from .sizes import latent_size
+
+    matplotlib.use("Agg")
+    folder.mkdir(parents=True, exist_ok=True)
+    photo = Image.fromarray(data.chelsea())
+    photo.save(folder / "input.png")
+    print("The tiny klein has random weights: it shows that everything runs, and makes noise, not pictures.")
+    pipeline = KleinPipeline.from_pretrained("tiny")
+    for name, cns in (("edit_without_cns", CNSParams(enable_cns=False)), ("edit_with_cns", CNSParams())):
+        result = pipeline(
+            "Turn the cat into a lion.", [photo], seed=seed, num_inference_steps=STEPS, cns=cns, show_progress=True
+        )
+        print(*result.save(folder / f"{name}.png"))
+    size = latent_size(1024, 1024)
+    plot_spectrum(folder / "spectrum.png", flux2_sigmas(STEPS, size[0] * size[1]), size)
+    print(folder / "spectrum.png")
+
+
+def plot_spectrum(path: Path, sigmas: np.ndarray, size: tuple[int, int]) -> None:
+    """γ and β² per step and band at the endpoint's defaults and at the authors' guided preset."""
+    from matplotlib import pyplot as plt
+
+    from ..sampler import CNSParams
+
+    guided = CNSParams(
+        formula="authors", gamma_divider=25.0, power_gamma=0.5, energy_scale=0.998,
+        alpha_tilt_start=-0.1, alpha_tilt_end=0.03, alpha_exp_interp=False,
+    )
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    panels = [("γ: how far each band is resolved", progress_table(sigmas), "viridis", (0, 1), None)]
+    for name, params in (("β² at the endpoint's defaults", CNSParams()), ("β² at the authors' guided preset", guided)):
+        panels.append((name, power_table(params, sigmas, size), "RdBu_r", (-1, 1), "log2"))
+    for axis, (title, table, colors, limits, scale) in zip(axes, panels, strict=True):
+        shown = np.log2(np.maximum(table, 2.0**-8)) if scale else table
+        image = axis.imshow(shown.T, origin="lower", aspect="auto", cmap=colors, vmin=limits[0], vmax=limits[1])
+        axis.set(title=title, xlabel="step (28, klein's schedule at 1024x1024)", ylabel="radial frequency band")
+        bar = figure.colorbar(image, ax=axis, extend="both" if scale else "neither")
+        if scale:
+            bar.set_ticks([-1, -0.5, 0, 0.5, 1], labels=["½", "0.7", "1 = white", "1.4", "2"])
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def progress_table(sigmas: np.ndarray) -> np.ndarray:
+    """The shipped γ [steps, 32] over a schedule."""
+    from ..sampler import shipped_progress
+
+    return np.stack([shipped_progress().at(1.0 - float(sigma), 32).numpy() for sigma in sigmas[:-1]])
+
+
+def power_table(params: Any, sigmas: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """β² [steps, bins] over a schedule, on the unpatchified grid of a latent of ``size``."""
+    from ..sampler import alpha_tilt, shipped_progress
+    from ..sampler.spectrum import band_power, radial_bands
+
+    steps, bins = len(sigmas) - 1, params.num_freq_bins
+    count = radial_bands(2 * size[0], 2 * size[1], bins)[1]
+    rows = [
+        band_power(params, shipped_progress().at(1.0 - float(sigma), bins), alpha_tilt(params, i, steps), count)
+        for i, sigma in enumerate(sigmas[:-1])
+    ]
+    return np.stack([row.numpy() for row in rows])

@@ -1,0 +1,96 @@
+"""Finding and loading the components of a klein for the diffusers host."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .architecture import check_components
+from .tiny import tiny
+
+if TYPE_CHECKING:
+    from diffusers import Flux2KleinPipeline
+
+HUB_ID = "black-forest-labs/FLUX.2-klein-base-9B"
+HELP = f"give a diffusers folder, a Hub id such as {HUB_ID}, or 'tiny' for random test weights"
+COMPONENTS = ("transformer", "text_encoder", "vae")
+
+
+def load_components(
+    model: str, torch_dtype: torch.dtype | None, device: str | torch.device | None, cpu_offload: bool
+) -> Flux2KleinPipeline:
+    """The components on their device; see `KleinPipeline.from_pretrained`."""
+    device = torch.device(device) if device is not None else default_device()
+    if torch_dtype is None:
+        torch_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    if cpu_offload and device.type == "cpu":
+        raise ValueError("cpu_offload needs an accelerator to offload from; leave it out on the CPU.")
+    pipe = _tiny(torch_dtype) if model == "tiny" else _from_pretrained(model, torch_dtype)
+    if pipe.config.is_distilled:
+        warnings.warn(
+            f"{model} is the distilled klein, made for 4 steps at guidance 1; the settings here are for Base.",
+            stacklevel=3,
+        )
+    if cpu_offload:
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    return pipe
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _tiny(torch_dtype: torch.dtype) -> Flux2KleinPipeline:
+    pipe = tiny()
+    for part in COMPONENTS:
+        torch.nn.Module.to(getattr(pipe, part), torch_dtype)
+    return pipe
+
+
+def _from_pretrained(model: str, torch_dtype: torch.dtype) -> Flux2KleinPipeline:
+    import diffusers
+    from diffusers import Flux2KleinPipeline
+    from packaging.version import Version
+
+    folder = Path(model)
+    if folder.exists():
+        check_components(*_read_configs(folder))  # before gigabytes are read
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise ValueError(f"model {model!r} does not exist; {HELP}.")
+    renamed = Version(diffusers.__version__) >= Version("0.42")  # torch_dtype became dtype
+    try:
+        pipe = Flux2KleinPipeline.from_pretrained(model, **{"dtype" if renamed else "torch_dtype": torch_dtype})
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        hint = "download its folder again" if folder.exists() else (
+            "check the network, accept the model's licence on its page and log in with `hf auth login`, "
+            "or give a folder that holds it"
+        )
+        raise ValueError(f"model {model!r} cannot be loaded ({reason}); {hint}.") from error
+    check_components(pipe.transformer.config, pipe.text_encoder.config.to_dict(), pipe.vae.config)
+    return pipe
+
+
+def _read_configs(folder: Path) -> list[dict[str, Any]]:
+    index = _read_json(folder, folder / "model_index.json")
+    if index.get("_class_name") != "Flux2KleinPipeline":
+        raise ValueError(f"{folder} is a {index.get('_class_name')} folder, not a Flux2KleinPipeline; {HELP}.")
+    return [_read_json(folder, folder / part / "config.json") for part in COMPONENTS]
+
+
+def _read_json(folder: Path, path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        name = path.relative_to(folder)
+        raise ValueError(f"{folder} has no readable {name}, so it is no whole diffusers folder; {HELP}.") from error

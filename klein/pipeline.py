@@ -1,0 +1,330 @@
+"""klein on the diffusers host: text to image, and editing one to four pictures."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..lora import LoraSpec, parse_loras
+from ..sampler.progress import ProgressMatrix, reference_progress
+from .loading import load_components
+from .prompts import encode_prompt
+from .references import MAX_REFERENCES, load_picture, prepare_reference, to_image, to_pixels
+from .request import KleinRequest
+from .schedules import SCHEDULES
+from .sizes import latent_size, output_size
+
+if TYPE_CHECKING:
+    from diffusers import Flux2KleinPipeline
+
+PATCH_SIZE = 2
+PARAMETERS_KEY = "klein_cns"  # of the PNG text chunk
+FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
+
+
+@dataclass(frozen=True)
+class KleinResult:
+    """What a run made, and from what."""
+
+    pixels: Tensor  # float32 [B, 3, H, W] in [0, 1], on the CPU
+    latents: Tensor  # float32 [B, 128, h, w], normalised as ComfyUI's LATENT, on the CPU
+    seed: int
+    timings: dict[str, float]  # seconds of each stage
+    parameters: dict[str, Any]  # every field of the request under its public name, and what it ran on
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """8-bit pictures."""
+        return [to_image(pixels) for pixels in self.pixels]
+
+    def save(self, path: str | Path, output_format: str = "png") -> list[Path]:
+        """Write each picture (``name-1``, ``name-2`` ... where there are several); a PNG carries the parameters.
+
+        Raises:
+            ValueError: a format other than png, jpeg and webp.
+        """
+        if output_format not in FORMATS:
+            raise ValueError(f"output_format is {output_format!r}; allowed are {', '.join(FORMATS)}.")
+        path = Path(path)
+        paths = [path] if len(self.pixels) == 1 else [
+            path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(len(self.pixels))
+        ]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        info = PngInfo()
+        info.add_itxt(PARAMETERS_KEY, json.dumps(self.parameters, ensure_ascii=False))
+        options = {"png": {"pnginfo": info}, "jpeg": {"quality": 95}, "webp": {"quality": 95}}[output_format]
+        for image, file in zip(self.images, paths, strict=True):
+            image.save(file, FORMATS[output_format], **options)
+        return paths
+
+
+class KleinPipeline:
+    """FLUX.2 [klein] through diffusers, with Colored Noise Sampling and the endpoint's controls.
+
+    Without CNS the latents are those of ``Flux2KleinPipeline``, bit for bit in float32. Unlike it: any
+    negative prompt, guidance of 1 and below by the usual formula, prompts of any length, sizes that need not
+    be multiples of 16, latents and timesteps in float32 whatever the model's dtype.
+
+    Args:
+        pipe: the components; its scheduler only gives the time shift's settings and is not run.
+        model: what to call it in the parameters.
+    """
+
+    def __init__(self, pipe: Flux2KleinPipeline, model: str = "") -> None:
+        self.pipe = pipe
+        self.model = model
+        self.loras: list[LoraSpec] = []
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        cpu_offload: bool = False,
+    ) -> KleinPipeline:
+        """Load a diffusers folder, a Hub id, or ``tiny``.
+
+        Args:
+            torch_dtype: bfloat16 on an accelerator and float32 on the CPU, where None.
+            device: the accelerator if there is one, else the CPU, where None.
+            cpu_offload: keep each component in main memory while it is not in use.
+
+        Raises:
+            ValueError: a model that is missing, no klein, or made of parts that do not fit.
+        """
+        pipe = load_components(model, torch_dtype, device, cpu_offload)
+        return cls(pipe, model if model.count("/") == 1 and not Path(model).exists() else Path(model).name)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a diffusers folder that `from_pretrained` reads."""
+        self.pipe.save_pretrained(folder)
+
+    def set_loras(self, loras: Sequence[Any]) -> None:
+        """Replace the LoRAs: at most three of ``PATH:SCALE``, (path, scale) or ``{"path", "scale"}``.
+
+        Raises:
+            ValueError: too many, a missing file, or one that does not apply whole.
+        """
+        from ..lora.peft_host import set_loras
+
+        specs = parse_loras(loras)
+        if specs != self.loras:
+            self.loras = []
+            set_loras(self.pipe, specs)
+            self.loras = specs
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str,
+        images: Sequence[str | Path | Image.Image] = (),
+        *,
+        progress: ProgressMatrix | None = None,
+        batch_index: Sequence[int] | None = None,
+        callback: Callable[[dict[str, Any]], None] | None = None,
+        show_progress: bool = False,
+        **request: Any,
+    ) -> KleinResult:
+        """Make pictures from a prompt, or edit up to four pictures by it.
+
+        Args:
+            prompt, **request: see `KleinRequest`.
+            images: the pictures, in the order that the prompt counts them.
+            progress: γ instead of the shipped matrix.
+            batch_index: draw the noise of these positions of a batch; 0 to num_images - 1 where None.
+            callback: called with ``{"x", "i", "sigma", "denoised"}`` before each step, latents [B, 128, h, w].
+            show_progress: a progress bar on stderr.
+
+        Raises:
+            ValueError: a bad value, picture or combination; the message names it and what to do.
+        """
+        request = KleinRequest(prompt=prompt, **request)
+        images = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
+        if len(images) > MAX_REFERENCES:
+            raise ValueError(f"{len(images)} pictures were given; at most {MAX_REFERENCES} fit. Leave some out.")
+        batch_index = list(range(request.num_images)) if batch_index is None else list(batch_index)
+        if len(batch_index) != request.num_images:
+            raise ValueError(f"batch_index has {len(batch_index)} entries for num_images {request.num_images}.")
+        clock = _Clock()
+        pictures = [to_pixels(load_picture(image)) for image in images]
+        width, height = output_size(request.image_size, tuple(pictures[0].shape[:1:-1]) if pictures else None)
+        size = latent_size(width, height)
+        try:
+            with clock("text"):
+                positive = encode_prompt(self.pipe, request.prompt)
+                negative = encode_prompt(self.pipe, request.negative_prompt) if request.guidance_scale != 1 else None
+            with clock("references"):
+                references = [self._encode(picture, request.reference_megapixels) for picture in pictures]
+            with clock("denoise"):
+                scheduler = self._scheduler(request, size, batch_index, self._progress(request, progress, references))
+                velocity = self._velocity(request, size, positive, negative, references)
+                latents = _initial_noise(request.seed, batch_index, (self._channels, *size)).to(self._device)
+                latents = _denoise(scheduler, velocity, latents, callback, show_progress)
+            with clock("decode"):
+                pixels = self._decode(latents)[..., :height, :width]
+        finally:
+            self.pipe.maybe_free_model_hooks()
+        return KleinResult(
+            pixels=pixels.float().cpu(),
+            latents=latents.cpu(),
+            seed=request.seed,
+            timings=clock.seconds,
+            parameters={
+                **request.to_dict(),
+                "image_size": {"width": width, "height": height},
+                "images": [Path(image).name if _is_path(image) else "picture" for image in images],
+                "loras": [{"path": Path(lora.path).name, "scale": lora.scale} for lora in self.loras],
+                "model": self.model,
+                "torch_dtype": str(self.pipe.transformer.dtype).removeprefix("torch."),
+            },
+        )
+
+    @property
+    def _device(self) -> torch.device:
+        return self.pipe._execution_device
+
+    @property
+    def _channels(self) -> int:
+        return self.pipe.transformer.config.in_channels
+
+    def _encode(self, picture: Tensor, megapixels: float) -> Tensor:
+        """Reference latents [1, 128, h, w], normalised."""
+        pixels = prepare_reference(picture, megapixels) * 2 - 1
+        return self.pipe._encode_vae_image(pixels.to(self._device, self.pipe.vae.dtype), generator=None)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Pixels [B, 3, 16h, 16w] in [0, 1]."""
+        vae = self.pipe.vae
+        mean = vae.bn.running_mean.view(1, -1, 1, 1).to(latents)
+        std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).to(latents)
+        grid = self.pipe._unpatchify_latents(latents * std + mean)
+        decoded = [vae.decode(image[None].to(vae.dtype), return_dict=False)[0] for image in grid]
+        return (torch.cat(decoded).float() / 2 + 0.5).clamp(0, 1)
+
+    def _progress(
+        self, request: KleinRequest, progress: ProgressMatrix | None, references: list[Tensor]
+    ) -> ProgressMatrix | None:
+        cns = request.cns
+        if progress is None and cns.enable_cns and cns.gamma_source == "reference" and references:
+            return reference_progress(references, PATCH_SIZE, cns.num_freq_bins)
+        return progress
+
+    def _scheduler(
+        self, request: KleinRequest, size: tuple[int, int], batch_index: list[int], progress: ProgressMatrix | None
+    ) -> Any:
+        from ..sampler.scheduler import FlowMatchCNSScheduler
+
+        scheduler = FlowMatchCNSScheduler.from_config(
+            self.pipe.scheduler.config, patch_size=PATCH_SIZE, **request.cns.to_request()
+        )
+        sigmas = SCHEDULES[request.scheduler](request.num_inference_steps, size[0] * size[1])
+        scheduler.set_sigmas(sigmas, device=self._device)
+        scheduler.set_run(request.seed, size, batch_index, progress)
+        scheduler.set_begin_index(0)
+        return scheduler
+
+    def _velocity(
+        self,
+        request: KleinRequest,
+        size: tuple[int, int],
+        positive: tuple[Tensor, Tensor],
+        negative: tuple[Tensor, Tensor] | None,
+        references: list[Tensor],
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """``(latents [B, 128, h, w], timestep) -> guided velocity``."""
+        pipe, batch = self.pipe, request.num_images
+        latent_ids = pipe._prepare_latent_ids(torch.empty(batch, 1, *size)).to(self._device)
+        context, context_ids = torch.empty(batch, 0, self._channels, device=self._device), latent_ids[:, :0]
+        if references:
+            context = torch.cat([pipe._pack_latents(latent) for latent in references], dim=1).repeat(batch, 1, 1)
+            context_ids = pipe._prepare_image_ids(references).repeat(batch, 1, 1).to(self._device)
+        ids = torch.cat([latent_ids, context_ids], dim=1)
+
+        def predict(tokens: Tensor, timestep: Tensor, text: tuple[Tensor, Tensor], branch: str) -> Tensor:
+            embeds, text_ids = text
+            with pipe.transformer.cache_context(branch):
+                output = pipe.transformer(
+                    hidden_states=torch.cat([tokens, context], dim=1).to(pipe.transformer.dtype),
+                    timestep=timestep.expand(batch) / 1000,
+                    guidance=None,
+                    encoder_hidden_states=embeds.expand(batch, -1, -1),
+                    txt_ids=text_ids,
+                    img_ids=ids,
+                    return_dict=False,
+                )[0]
+            return output[:, : tokens.shape[1]].float()
+
+        def velocity(latents: Tensor, timestep: Tensor) -> Tensor:
+            tokens = pipe._pack_latents(latents)
+            with _exact_timestep(pipe.transformer, timestep.expand(batch) / 1000 * 1000):
+                guided = predict(tokens, timestep, positive, "cond")
+                if negative is not None:
+                    unguided = predict(tokens, timestep, negative, "uncond")
+                    guided = unguided + request.guidance_scale * (guided - unguided)
+            return guided.transpose(1, 2).unflatten(2, size)
+
+        return velocity
+
+
+def _denoise(
+    scheduler: Any,
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    latents: Tensor,
+    callback: Callable[[dict[str, Any]], None] | None,
+    show_progress: bool,
+) -> Tensor:
+    for i, timestep in enumerate(tqdm(scheduler.timesteps, disable=not show_progress)):
+        output = velocity(latents, timestep)
+        if callback is not None:
+            sigma = scheduler.sigmas[i]
+            callback({"x": latents, "i": i, "sigma": sigma, "denoised": latents - sigma * output})
+        latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
+    return latents
+
+
+def _initial_noise(seed: int, batch_index: list[int], shape: tuple[int, ...]) -> Tensor:
+    """ComfyUI's noise for that seed (``comfy.sample.prepare_noise``): image i is the i-th draw of one CPU stream."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    draws = [torch.randn(shape, generator=generator) for _ in range(max(batch_index) + 1)]
+    return torch.stack([draws[i] for i in batch_index])
+
+
+@contextmanager
+def _exact_timestep(transformer: Any, timestep: Tensor) -> Iterator[None]:
+    """Embed the float32 timestep: the transformer rounds it to its own dtype, in bfloat16 by up to 2 of 1000."""
+    time_proj = transformer.time_guidance_embed.time_proj
+    hook = time_proj.register_forward_pre_hook(lambda module, args: (timestep, *args[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _is_path(image: Any) -> bool:
+    return isinstance(image, (str, Path)) and not str(image).startswith("data:")
+
+
+@dataclass
+class _Clock:
+    """Seconds of each stage; ``with clock("text"): ...``."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - start

@@ -1,0 +1,103 @@
+"""Pictures as references: read, shrunk to the megapixel limit, padded so that nothing shifts."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+
+from .sizes import STRIDE
+
+MAX_REFERENCES = 4
+MEGAPIXEL = 1024 * 1024
+SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+def load_picture(source: str | Path | Image.Image) -> Image.Image:
+    """A picture as upright RGB: EXIF rotation applied, transparency laid on white, 16-bit gray scaled to 8.
+
+    Args:
+        source: a file, a ``data:`` URI, or a PIL image.
+
+    Raises:
+        ValueError: a missing, empty or unreadable file, a web address, a pixel type that is no picture.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, "picture")
+    name = str(source)
+    if name.startswith(("http://", "https://")):
+        raise ValueError(f"picture {name} is a web address; download it and give the file, or a data: URI.")
+    if name.startswith("data:"):
+        name, data = "from the data: URI", _decode_data_uri(name)
+    else:
+        path = Path(name)
+        if not path.is_file():
+            raise ValueError(f"picture {name} does not exist; give the path of a PNG, JPEG or WebP file.")
+        data = path.read_bytes()
+    if not data:
+        raise ValueError(f"picture {name} is empty; export or download it again.")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return _to_rgb(image, name)
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"picture {name} cannot be read ({error}); give a whole PNG, JPEG or WebP file.") from error
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """float32 [1, 3, H, W] in [0, 1]."""
+    return torch.from_numpy(np.array(image, dtype=np.float32) / 255.0).permute(2, 0, 1)[None]
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """[3, H, W] in [0, 1] as an 8-bit picture."""
+    array = pixels.detach().float().clamp(0, 1).mul(255).round().byte()
+    return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
+
+
+def prepare_reference(pixels: Tensor, megapixels: float) -> Tensor:
+    """A picture as the VAE takes it: at most ``megapixels`` (of 1024 x 1024), sides multiples of 16.
+
+    Shrinks, never grows, and keeps the aspect; then repeats the right and bottom edge, so that every pixel
+    stays where it was.
+
+    Args:
+        pixels: [1, 3, H, W] in [0, 1].
+    """
+    height, width = pixels.shape[-2:]
+    scale = math.sqrt(megapixels * MEGAPIXEL / (height * width))
+    if scale < 1:
+        height, width = max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
+        pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+    return F.pad(pixels, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+
+
+def _decode_data_uri(uri: str) -> bytes:
+    header, comma, payload = uri.partition(",")
+    if not comma or not header.endswith(";base64"):
+        raise ValueError("a data: URI must read data:image/png;base64,...; this one has no base64 part.")
+    try:
+        return base64.b64decode(payload, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"the data: URI holds no valid base64 ({error}); encode the picture again.") from error
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode in SIXTEEN_BIT:
+        gray = np.asarray(image, dtype=np.float64) / 257.0
+        image = Image.fromarray(gray.round().clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError(f"picture {name} holds floating-point values of unknown range; save it as 8- or 16-bit PNG.")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

@@ -1,0 +1,73 @@
+"""What one picture is made from: the endpoint's fields, checked, with what exists only locally."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ..sampler.noise import MAX_SEED
+from ..sampler.params import CNSParams, checked_number
+from .schedules import SCHEDULES
+from .sizes import AUTO, parse_image_size
+
+
+def _number(default: Any, low: float, high: float, meaning: str) -> Any:
+    return field(default=default, metadata={"min": low, "max": high, "help": meaning})
+
+
+@dataclass(frozen=True)
+class KleinRequest:
+    """One run of `KleinPipeline`, without pictures and LoRAs. Names are the endpoint's.
+
+    Raises:
+        ValueError: a value of the wrong type or out of range; the message names it and what is allowed.
+    """
+
+    prompt: str = field(metadata={"help": "What to make or change."})
+    negative_prompt: str = field(default="", metadata={"help": "What to avoid."})
+    guidance_scale: float = _number(
+        5.0, 0.0, 20.0, "Classifier-free guidance; 1 is none and takes half the time."
+    )
+    num_inference_steps: int = _number(28, 1, 200, "Denoising steps; the endpoint allows 4 to 50.")
+    seed: int | None = _number(None, 0, MAX_SEED, "Where the noise starts; left out, a random one, which is reported.")
+    image_size: str | tuple[int, int] = field(
+        default=AUTO,
+        metadata={"help": "A preset, WIDTHxHEIGHT, or auto: the first picture's own size, landscape_4_3 without one."},
+    )
+    num_images: int = _number(1, 1, 4, "How many pictures to make.")
+    scheduler: str = field(
+        default="flux2",
+        metadata={
+            "options": tuple(SCHEDULES),
+            "help": "Sigma schedule (local only): klein's own, or uniform in log-SNR, an experiment.",
+        },
+    )
+    reference_megapixels: float = _number(
+        1.0, 0.1, 4.0, "References above this size (1 = 1024 x 1024) are shrunk to it (local only)."
+    )
+    cns: CNSParams = field(default_factory=lambda: CNSParams(enable_cns=False))
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            value, meta = getattr(self, spec.name), spec.metadata
+            if "options" in meta and value not in meta["options"]:
+                raise ValueError(f"{spec.name} is {value!r}; allowed are {', '.join(meta['options'])}.")
+            if "min" in meta and not (spec.name == "seed" and value is None):
+                whole = not isinstance(spec.default, float)
+                object.__setattr__(self, spec.name, checked_number(spec.name, value, meta["min"], meta["max"], whole))
+        for name in ("prompt", "negative_prompt"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be text.")
+        if not isinstance(self.cns, CNSParams):
+            raise ValueError(f"cns is {self.cns!r}; give CNSParams(...), or CNSParams.from_endpoint(request).")
+        object.__setattr__(self, "image_size", parse_image_size(self.image_size))
+        if self.seed is None:
+            object.__setattr__(self, "seed", secrets.randbelow(2**32))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field under its public name; reading it back makes the same request."""
+        request = {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name != "cns"}
+        if isinstance(self.image_size, tuple):
+            request["image_size"] = {"width": self.image_size[0], "height": self.image_size[1]}
+        return {**request, **self.cns.to_request()}

@@ -1,0 +1,60 @@
+"""What a user asks for: at most three LoRA files, each with a scale."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MAX_LORAS = 3
+
+
+class LoraSpec(NamedTuple):
+    """One LoRA of a stack. The endpoint's ``{"path", "scale"}``."""
+
+    path: str
+    scale: float = 1.0
+
+
+def parse_loras(loras: Iterable[Any]) -> list[LoraSpec]:
+    """At most three LoRAs from ``PATH``, ``PATH:SCALE``, (path, scale) or the endpoint's mapping.
+
+    Raises:
+        ValueError: more than three, a scale that is no finite number, a file that does not exist.
+    """
+    specs = [_parse(lora) for lora in loras]
+    if len(specs) > MAX_LORAS:
+        raise ValueError(f"{len(specs)} LoRAs were given; at most {MAX_LORAS} are allowed. Leave some out.")
+    for spec in specs:
+        if spec.path.startswith(("http://", "https://")):
+            raise ValueError(f"LoRA {spec.path} is a web address; download it and give the file.")
+        if not Path(spec.path).is_file():
+            raise ValueError(f"LoRA {spec.path} does not exist; give the path of a .safetensors file.")
+        if Path(spec.path).suffix != ".safetensors":
+            raise ValueError(f"LoRA {spec.path} is no .safetensors file; convert it, other formats can run code.")
+    return specs
+
+
+def _parse(lora: Any) -> LoraSpec:
+    if isinstance(lora, Mapping):
+        extra = set(lora) - {"path", "scale"}
+        if extra or "path" not in lora:
+            raise ValueError(f"LoRA {dict(lora)!r} must have 'path' and may have 'scale', nothing else.")
+        lora = (lora["path"], lora.get("scale", 1.0))
+    if isinstance(lora, (str, Path)):
+        path, colon, scale = str(lora).rpartition(":")
+        is_scale = bool(colon) and not Path(str(lora)).exists() and not scale.startswith(("/", "\\"))
+        lora = (path, _number(scale, str(lora))) if is_scale else (str(lora), 1.0)
+    path, scale = lora
+    if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not math.isfinite(scale):
+        raise ValueError(f"the scale of LoRA {path} is {scale!r}; it must be a finite number.")
+    return LoraSpec(str(path), float(scale))
+
+
+def _number(text: str, lora: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"LoRA {lora}: {text!r} after the colon is no number; write PATH:SCALE.") from error

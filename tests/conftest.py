@@ -1,0 +1,53 @@
+"""Shared fixtures. Randomised tests take ``seed``, which pytest prints with a failure."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def seed(record_property):
+    """A fresh seed for each run; set KLEIN_CNS_SEED to repeat one."""
+    value = int(os.environ.get("KLEIN_CNS_SEED", random.SystemRandom().randrange(2**31)))
+    record_property("seed", value)
+    print(f"KLEIN_CNS_SEED={value}")
+    return value
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of oracles beside the project; it may be absent."""
+    return ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def published(shared):
+    """The authors' published γ matrices by name; they are an oracle beside the project, not part of it."""
+    folder = shared / "reference" / "gamma"
+    if not folder.is_dir():
+        pytest.skip("the published gamma matrices are not beside this checkout")
+    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+
+
+@pytest.fixture(scope="session")
+def photo() -> Image.Image:
+    """A real photograph, 451 x 300."""
+    from skimage import data
+
+    return Image.fromarray(data.chelsea())
+
+
+@pytest.fixture(scope="session")
+def pipeline():
+    """A `KleinPipeline` of tiny random weights."""
+    from klein_cns.klein import KleinPipeline
+
+    return KleinPipeline.from_pretrained("tiny", device="cpu")
