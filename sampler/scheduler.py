@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
     seed is 0 and packed tokens are taken as a square grid, with a warning.
 
     Args:
-        num_train_timesteps ... time_shift_type: the parent's.
+        num_train_timesteps ... stochastic_sampling: the parent's.
         enable_cns, cns_*: see `CNSParams`.
         patch_size: side of the patches that the latent packs into channels; where None, 2 for packed tokens
             [B, tokens, channels] (FLUX.1, FLUX.2) and 1 for grids [B, channels, ..., height, width].
@@ -51,11 +51,13 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
         max_shift: float | None = 1.15,
         base_image_seq_len: int = 256,
         max_image_seq_len: int = 4096,
+        invert_sigmas: bool = False,
         shift_terminal: float | None = None,
         use_karras_sigmas: bool = False,
         use_exponential_sigmas: bool = False,
         use_beta_sigmas: bool = False,
         time_shift_type: Literal["exponential", "linear"] = "exponential",
+        stochastic_sampling: bool = False,
         enable_cns: bool = True,
         cns_s_churn: float = 0.5,
         cns_gamma_source: str = "matrix",
@@ -80,14 +82,17 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
             max_shift=max_shift,
             base_image_seq_len=base_image_seq_len,
             max_image_seq_len=max_image_seq_len,
+            invert_sigmas=invert_sigmas,
             shift_terminal=shift_terminal,
             use_karras_sigmas=use_karras_sigmas,
             use_exponential_sigmas=use_exponential_sigmas,
             use_beta_sigmas=use_beta_sigmas,
             time_shift_type=time_shift_type,
+            stochastic_sampling=stochastic_sampling,
         )
+        if invert_sigmas or stochastic_sampling:
+            raise ValueError("invert_sigmas or stochastic_sampling is on; CNS brings its own noise and needs both off.")
         self.params = CNSParams(**{spec.name: self.config[public_name(spec.name)] for spec in fields(CNSParams)})
-        self._run: CNSRun | None = None
         self.set_run()
 
     def set_run(
@@ -112,12 +117,7 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
         self.sigmas = torch.as_tensor(np.asarray(sigmas), dtype=torch.float32, device=device)
         self.timesteps = self.sigmas[:-1] * self.config.num_train_timesteps
         self.num_inference_steps = len(self.timesteps)
-        self._step_index = self._begin_index = self._run = None
-
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        """The parent's; a new schedule also restarts the noise streams."""
-        super().set_timesteps(*args, **kwargs)
-        self._run = None
+        self._step_index = self._begin_index = None
 
     def step(
         self,
@@ -136,9 +136,8 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
         Returns:
             the next sample, in the dtype of ``model_output``.
         """
-        if self.step_index is None:
+        if self.step_index is None:  # the first step of a schedule: start the streams anew
             self._init_step_index(timestep)
-        if self._run is None:
             self._first = self.step_index
             self._size = self._grid_size(sample)
             self._run = CNSRun(

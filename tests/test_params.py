@@ -89,8 +89,8 @@ def test_numbers_of_other_libraries_and_whole_numbers_for_floats():
 
 
 def test_from_endpoint_reads_cns_and_ignores_the_rest():
-    params = CNSParams.from_endpoint({"prompt": "x", "seed": 3, "enable_cns": True, "cns_s_churn": 1, "cns_solver": "sde"})
-    assert params == CNSParams(s_churn=1.0, solver="sde")
+    request = {"prompt": "x", "seed": 3, "enable_cns": True, "cns_s_churn": 1, "cns_solver": "sde"}
+    assert CNSParams.from_endpoint(request) == CNSParams(s_churn=1.0, solver="sde")
     assert CNSParams.from_endpoint({}) == CNSParams(enable_cns=False)
     with pytest.raises(ValueError, match="unknown CNS parameter cns_churn; known are .*cns_s_churn"):
         CNSParams.from_endpoint({"cns_churn": 1})

@@ -185,7 +185,8 @@ def test_measured_noise_follows_beta_on_the_true_grid(latent, alpha, seed):
     colored = color_noise(white, gain, 2)
     assert colored.shape == white.shape and colored.dtype == white.dtype
     measured, count, index = band_spectrum(unpatchify(colored, 2), 32)
-    beta2 = np.array([float(gain.double()[index[:, : gain.shape[1]] == k].mean()) if count[k] else 0 for k in range(32)]) ** 2
+    half = index[:, : gain.shape[1]]
+    beta2 = np.array([float(gain.double()[half == k].square().mean()) if count[k] else 0.0 for k in range(32)])
     draws = 64 * 32 * count  # a mode and its mirror are one draw of two degrees of freedom
     error = np.abs(measured - beta2)[count > 0]
     assert np.all(error < 6 * beta2[count > 0] * np.sqrt(2 / draws[count > 0]) + 1e-6)

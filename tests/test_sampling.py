@@ -1,0 +1,227 @@
+"""sample_cns: the loop, its noise, and what it leaves alone."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from klein_cns.klein import flux2_sigmas
+from klein_cns.sampler import CNSParams, CNSRun, sample_cns, shipped_progress
+from klein_cns.sampler.noise import NoiseStreams
+from klein_cns.sampler.sampling import CNSRun as Run
+from klein_cns.sampler.solvers import SOLVERS
+from test_spectrum import PARAMS
+
+SIGMAS = torch.from_numpy(flux2_sigmas(8, 64))
+SHAPE = (2, 128, 8, 8)
+STOCHASTIC = [CNSParams(solver=solver) for solver in SOLVERS]
+
+
+def model(x, sigma, **_):
+    """A smooth, non-linear stand-in for a denoiser."""
+    s = sigma.view(-1, *[1] * (x.ndim - 1))
+    return torch.tanh(x * (1 - s)) * 0.7
+
+
+def noise(shape=SHAPE, seed=5):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def run(x=None, sigmas=SIGMAS, **kwargs):
+    kwargs = {"params": CNSParams(), "patch_size": 2, "seed": 11, "disable": True, **kwargs}
+    return sample_cns(model, noise() if x is None else x, sigmas, **kwargs)
+
+
+def plain_euler(x, sigmas):
+    """k-diffusion's ``sample_euler``, written down again."""
+    for sigma, sigma_next in pairwise(sigmas):
+        denoised = model(x, sigma.expand(len(x)))
+        x = x + (x - denoised) / sigma * (sigma_next - sigma)
+    return x
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        CNSParams(s_churn=0.0),
+        CNSParams(s_churn=0.0, solver="sde"),
+        *(CNSParams(enable_cns=False, s_churn=2.0, solver=solver, gamma_source="reference") for solver in SOLVERS),
+    ],
+)
+def test_without_churn_or_with_cns_off_it_is_plain_euler_bit_for_bit(params):
+    assert torch.equal(run(params=params), plain_euler(noise(), SIGMAS))
+
+
+def test_sde_2m_without_churn_is_dpm_solver_2m():
+    """The second-order ODE of DPM-Solver++(2M) (arXiv:2211.01095, algorithm 2), written down in its own variables."""
+    x, before, lam_before = noise(), None, None
+    for i, (s, t) in enumerate(zip(SIGMAS[:-1].double(), SIGMAS[1:].double(), strict=True)):
+        x0 = model(x, s.float().expand(len(x))).double()
+        if t == 0:
+            x = x0
+            break
+        lam_s, lam_t = torch.log((1 - s) / s), torch.log((1 - t) / t)
+        d = x0
+        if i >= 2:  # λ of the first sigma, 1, is infinite
+            r = (lam_s - lam_before) / (lam_t - lam_s)
+            d = (1 + 1 / (2 * r)) * x0 - before / (2 * r)
+        x = (t / s * x.double() - (1 - t) * torch.expm1(-(lam_t - lam_s)) * d).float()
+        before, lam_before = x0, lam_s
+    torch.testing.assert_close(run(params=CNSParams(s_churn=0.0, solver="sde_2m")), x.float(), rtol=1e-4, atol=1e-5)
+
+
+@given(params=PARAMS)
+@settings(max_examples=60, deadline=None)
+def test_no_allowed_combination_gives_nan(params):
+    out = run(noise((1, 16, 3, 5)), params=params)
+    assert bool(out.isfinite().all())
+
+
+def test_energy_scale_scales_the_injected_noise_exactly():
+    """One step to a sigma above 0: the difference to plain Euler is the injected noise alone."""
+    plain = plain_euler(noise(), SIGMAS[:2])
+    injected = {e: run(sigmas=SIGMAS[:2], params=CNSParams(energy_scale=e)) - plain for e in (0.5, 1.0, 1.5)}
+    torch.testing.assert_close(injected[0.5], 0.5 * injected[1.0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(injected[1.5], 1.5 * injected[1.0], rtol=1e-4, atol=1e-5)
+    std = 0.5 * SIGMAS[1] * (1 - (SIGMAS[1] / SIGMAS[0]) ** 2).sqrt()
+    assert float(injected[1.0].std()) == pytest.approx(float(std), rel=0.02)
+
+
+@pytest.mark.parametrize("params", STOCHASTIC, ids=lambda params: params.solver)
+def test_an_image_of_a_batch_gets_the_noise_it_gets_alone(params):
+    x = noise((4, 128, 6, 7))
+    together = run(x, params=params)
+    for i in range(4):
+        alone = run(x[i : i + 1], params=params, batch_index=[i])
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-5)
+    together, alone = NoiseStreams(11, range(4)), NoiseStreams(11, [2])
+    for _ in range(3):
+        drawn = together.draw((4, 128, 6, 7), torch.device("cpu"))
+        assert torch.equal(drawn[2:3], alone.draw((1, 128, 6, 7), torch.device("cpu")))
+
+
+@pytest.mark.parametrize("params", STOCHASTIC, ids=lambda params: params.solver)
+def test_global_generators_neither_matter_nor_change(params):
+    torch.manual_seed(1)
+    first = run(params=params)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = run(params=params)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, run(params=params, seed=12))
+
+
+def test_streams_repeat_neither_the_initial_noise_nor_each_other():
+    """torch's CPU engine keeps 32 bits of a seed, so seeds that differ only above them draw the same."""
+    shape = (1, 4, 64, 64)
+    cpu = torch.device("cpu")
+    for seed in (0, 1, 2**32, 2**64 - 1):
+        initial = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        draws = [initial, *(NoiseStreams(seed, [i]).draw(shape, cpu) for i in range(3))]
+        draws.append(NoiseStreams(seed, [0], first_sigma=0.9).draw(shape, cpu))
+        flat = torch.stack(draws).flatten(1)
+        correlation = torch.corrcoef(flat) - torch.eye(len(flat))
+        assert float(correlation.abs().max()) < 6 / flat.shape[1] ** 0.5
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "7", True])
+def test_a_bad_seed_is_named(seed):
+    with pytest.raises(ValueError, match=r"seed is .*0 to 18446744073709551615"):
+        run(seed=seed)
+
+
+def test_the_seed_comes_from_the_host_where_none_is_given():
+    assert torch.equal(run(seed=None, extra_args={"seed": 11}), run(seed=11))
+    assert torch.equal(run(seed=None), run(seed=0))
+
+
+@pytest.mark.parametrize("params", [CNSParams(alpha_tilt_end=0.15), CNSParams(alpha_tilt_end=0.15, solver="sde")])
+def test_a_schedule_split_in_two_equals_one_run_with_the_same_noise(params):
+    """A tilt that does not move, since it runs over the steps of the schedule given; one stream through both halves."""
+    x, halves = noise(), (SIGMAS[:4], SIGMAS[3:])
+    streams = None
+    for sigmas in halves:
+        part = Run(params, sigmas, x.shape, x.device, patch_size=2, seed=11)
+        part._streams = streams = streams or part._streams
+        for i in range(len(sigmas) - 1):
+            x = part.step(i, x, model(x, sigmas[i].expand(len(x))))
+    assert torch.equal(x, run(params=params))
+
+
+def test_the_second_half_of_a_split_draws_its_own_noise():
+    first = CNSRun(CNSParams(), SIGMAS[:4], SHAPE, torch.device("cpu"), patch_size=2, seed=11)
+    second = CNSRun(CNSParams(), SIGMAS[3:], SHAPE, torch.device("cpu"), patch_size=2, seed=11)
+    draws = [run._streams.draw(SHAPE, torch.device("cpu")) for run in (first, second)]
+    assert abs(float((draws[0] * draws[1]).mean())) < 0.05
+
+
+def test_a_schedule_that_does_not_end_at_zero_injects_at_its_end():
+    cut = SIGMAS[:-1]
+    assert not torch.allclose(run(sigmas=cut), plain_euler(noise(), cut))
+    ended = run(sigmas=SIGMAS[-2:])
+    assert torch.equal(ended, model(noise(), SIGMAS[-2].expand(2)))  # the step to 0 returns x0
+
+
+def test_callback_and_extra_args_follow_k_diffusion():
+    seen, passed = [], []
+
+    def recording(x, sigma, **kwargs):
+        passed.append((sigma, kwargs))
+        return model(x, sigma)
+
+    sample_cns(recording, noise(), SIGMAS, {"seed": 3, "own": 1}, seen.append, True, params=CNSParams(), patch_size=2)
+    assert [event["i"] for event in seen] == list(range(8))
+    assert set(seen[0]) == {"x", "i", "sigma", "sigma_hat", "denoised"}
+    assert torch.equal(passed[2][0], SIGMAS[2].expand(2)) and passed[2][1] == {"seed": 3, "own": 1}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_dtype_draws_the_same_noise(dtype):
+    out = run(noise().to(dtype))
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), run(), rtol=0.1, atol=0.1)
+
+
+def test_wrong_input_is_a_sentence():
+    with pytest.raises(ValueError, match="fall from at most 1"):
+        run(sigmas=SIGMAS.flip(0))
+    with pytest.raises(ValueError, match="flow-matching model"):
+        run(sigmas=torch.tensor([14.6, 3.0, 0.0]))
+    with pytest.raises(ValueError, match="fall from"):
+        run(sigmas=torch.tensor([1.0, float("nan"), 0.0]))
+    with pytest.raises(ValueError, match="batch_index has 1 entries for a batch of 2"):
+        run(batch_index=[0])
+    with pytest.raises(ValueError, match="'reference', which needs at least one reference picture"):
+        run(params=CNSParams(gamma_source="reference"))
+    with pytest.raises(ValueError, match="'approximation', which takes gamma = t"):
+        run(params=CNSParams(gamma_source="approximation"), progress=shipped_progress())
+    with pytest.raises(ValueError, match="multiple of 4"):
+        run(noise((1, 6, 4, 4)))
+    assert torch.equal(run(sigmas=SIGMAS[:1]), noise())
+
+
+def test_nothing_in_a_step_waits_for_the_device():
+    """The ops of a step on the meta device: it has no values, so any read of one (item, bool, copy back) raises."""
+    for params in STOCHASTIC:
+        run_ = CNSRun(params, SIGMAS, SHAPE, torch.device("meta"), patch_size=2)
+        x = torch.empty(SHAPE, device="meta")
+        for i in range(len(SIGMAS) - 1):
+            x = run_.step(i, x, torch.empty_like(x))
+        assert x.shape == SHAPE
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("params", STOCHASTIC, ids=lambda params: params.solver)
+def test_cuda_draws_the_same_and_never_synchronises(params):
+    sigmas, x = SIGMAS.cuda(), noise().cuda()
+    run_ = CNSRun(params, sigmas, x.shape, x.device, patch_size=2, seed=11)
+    run_.step(0, x, x)  # plans and caches
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run_.step(1, x, x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(run(x, sigmas, params=params).cpu(), run(params=params), rtol=1e-3, atol=1e-3)
