@@ -77,7 +77,9 @@ def prepare_reference(pixels: Tensor, megapixels: float) -> Tensor:
     if scale < 1:
         height, width = max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
         pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
-    return F.pad(pixels, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+    padded = F.pad(pixels, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+    # the layout in which diffusers and ComfyUI hand pictures to the VAE; its convolutions round by it
+    return padded.contiguous(memory_format=torch.channels_last)
 
 
 def _decode_data_uri(uri: str) -> bytes:
