@@ -217,3 +217,7 @@ def _add_fields(group: Any, cls: type, public: Callable[[str], str]) -> None:
         if spec.name != "prompt" and spec.default not in (None, ""):
             text = f"{text} Default {spec.default}."
         group.add_argument(*flags, help=text, **options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

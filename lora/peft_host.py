@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ def set_loras(pipe: Any, specs: Sequence[LoraSpec]) -> None:
     Raises:
         ValueError: a file that cannot be read, holds NaN, or would apply only in part; no LoRA stays loaded then.
     """
+    warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is asked for
     pipe.unload_lora_weights()
     names = [f"lora_{i}" for i in range(len(specs))]
     try:

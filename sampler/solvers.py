@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .spectrum import color_noise, patchify, unpatchify
+from .spectrum import color_noise
 
 
 class Step(NamedTuple):
@@ -49,7 +49,10 @@ def sde(x: Tensor, denoised: Tensor, step: Step) -> Tensor:
     """
     eps = (x - (1.0 - step.sigma) * denoised) / step.sigma
     if step.s_churn > 0:
-        eps = _renew(eps, step)
+        log_rho = step.s_churn**2 * math.log(step.sigma_next / step.sigma) * step.gain**2
+        kept = color_noise(eps, torch.exp(log_rho), step.patch_size)
+        fresh = color_noise(step.white, torch.sqrt(-torch.expm1(2.0 * log_rho)), step.patch_size)
+        eps = kept + step.energy_scale * fresh.to(kept.dtype)
     return (1.0 - step.sigma_next) * denoised + step.sigma_next * eps
 
 
@@ -70,18 +73,6 @@ def sde_2m(x: Tensor, denoised: Tensor, step: Step) -> Tensor:
 def log_snr(sigma: float) -> float:
     """λ = log((1-σ)/σ), half the log signal-to-noise ratio, for 0 < σ < 1."""
     return math.log1p(-sigma) - math.log(sigma)
-
-
-def _renew(eps: Tensor, step: Step) -> Tensor:
-    """``ρ·ε̂ + energy·sqrt(1-ρ²)·ξ`` in Fourier space, on the unpatchified grid."""
-    decay = step.s_churn**2 * math.log(step.sigma_next / step.sigma) * step.gain**2  # log ρ
-    grid = unpatchify(eps.float(), step.patch_size)
-    kept = torch.fft.rfft2(grid)
-    torch.view_as_real(kept).mul_(torch.exp(decay).unsqueeze(-1))
-    fresh = torch.fft.rfft2(unpatchify(step.white, step.patch_size))
-    torch.view_as_real(fresh).mul_(step.energy_scale * torch.sqrt(-torch.expm1(2.0 * decay)).unsqueeze(-1))
-    mixed = torch.fft.irfft2(kept.add_(fresh), s=grid.shape[-2:])
-    return patchify(mixed, step.patch_size).to(eps.dtype)
 
 
 SOLVERS = {"euler": euler, "sde": sde, "sde_2m": sde_2m}

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from .params import CNSParams
 
+PAIRS = 6  # planes filtered at a time, two in each complex FFT
+
 
 def unpatchify(latent: Tensor, patch_size: int) -> Tensor:
     """``(c pi pj) i j -> c (i pi) (j pj)``: [B, C, h, w] to [B, C / p², h·p, w·p].
@@ -23,11 +25,7 @@ def unpatchify(latent: Tensor, patch_size: int) -> Tensor:
     """
     if patch_size == 1:
         return latent
-    if latent.ndim != 4 or latent.shape[1] % patch_size**2:
-        raise ValueError(
-            f"latent has shape {list(latent.shape)}; patch_size {patch_size} needs [batch, channels, height, width] "
-            f"with channels a multiple of {patch_size**2}. Use patch_size 1 for latents that are not patchified."
-        )
+    _check_channels(latent, patch_size)
     batch, channels, height, width = latent.shape
     grid = latent.reshape(batch, channels // patch_size**2, patch_size, patch_size, height, width)
     return grid.permute(0, 1, 4, 2, 5, 3).reshape(batch, -1, height * patch_size, width * patch_size)
@@ -121,17 +119,50 @@ def color_noise(white: Tensor, gain: Tensor, patch_size: int) -> Tensor:
     """White noise filtered by ``gain`` on the unpatchified grid.
 
     Args:
-        white: [B, C, h, w] (any leading axes where patch_size is 1), the last two axes are space.
-        gain: [h·p, w·p // 2 + 1], from `spectral_gain`, on the same device.
+        white: [B, C, h, w], or [B, ..., h, w] where patch_size is 1; the last two axes are space.
+        gain: [h·p, w·p // 2 + 1], radial, from `spectral_gain`, on the same device.
 
     Returns:
-        coloured noise of the shape and dtype of ``white``.
+        coloured noise of the shape and dtype of ``white``; an image's does not depend on its batch mates.
     """
-    grid = unpatchify(white.float(), patch_size)
-    size = grid.shape[-2:]
-    spectrum = torch.fft.rfft2(grid)
-    del grid  # at most four latents at a time
-    torch.view_as_real(spectrum).mul_(gain.unsqueeze(-1))
-    colored = torch.fft.irfft2(spectrum, s=size)
-    del spectrum
-    return patchify(colored, patch_size).to(white.dtype)
+    _check_channels(white, patch_size)
+    height, width = white.shape[-2:]
+    size = (height * patch_size, width * patch_size)
+    full = torch.cat([gain, gain[:, 1 : (size[1] + 1) // 2].flip(1)], dim=1)
+    full = full.unsqueeze(-1).expand(*size, 2).contiguous()  # for real and imaginary part: a plain real product
+    colored = torch.empty_like(white, memory_format=torch.contiguous_format)
+    for image, result in zip(white, colored, strict=True):
+        source, target = (  # [C / p², h, p, w, p]: the unpatchified planes, read and written in place
+            planes.reshape(-1, patch_size, patch_size, height, width).permute(0, 3, 1, 4, 2)
+            for planes in (image, result)
+        )
+        _filter_planes(source, target, full, size)
+    return colored
+
+
+def _filter_planes(source: Tensor, target: Tensor, full: Tensor, size: tuple[int, int]) -> None:
+    """Filter planes two at a time, as real and imaginary part: a real, even filter leaves them apart.
+
+    Half the work of a complex FFT for each, and a few at a time, so that the working memory stays in the cache.
+    """
+    half = (len(source) + 1) // 2
+    for start in range(0, half, PAIRS):
+        real = slice(start, min(start + PAIRS, half))
+        imaginary = slice(half + real.start, min(half + real.stop, len(source)))
+        planes = torch.zeros(real.stop - real.start, *size, dtype=torch.complex64, device=source.device)
+        parts = torch.view_as_real(planes).view(-1, *source.shape[1:], 2)
+        parts[..., 0].copy_(source[real])
+        parts[: imaginary.stop - imaginary.start, ..., 1].copy_(source[imaginary])
+        spectrum = torch.fft.fft2(planes)
+        torch.view_as_real(spectrum).mul_(full)
+        parts = torch.view_as_real(torch.fft.ifft2(spectrum)).view(parts.shape)
+        target[real].copy_(parts[..., 0])
+        target[imaginary].copy_(parts[: imaginary.stop - imaginary.start, ..., 1])
+
+
+def _check_channels(latent: Tensor, patch_size: int) -> None:
+    if patch_size > 1 and (latent.ndim != 4 or latent.shape[1] % patch_size**2):
+        raise ValueError(
+            f"latent has shape {list(latent.shape)}; patch_size {patch_size} needs [batch, channels, height, width] "
+            f"with channels a multiple of {patch_size**2}. Use patch_size 1 for latents that are not patchified."
+        )

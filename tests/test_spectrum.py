@@ -212,3 +212,26 @@ def test_video_latents_are_coloured_over_their_last_two_axes(seed):
     colored = color_noise(white, gain, 1)
     for frame in range(3):
         torch.testing.assert_close(colored[:, :, frame], color_noise(white[:, :, frame], gain, 1))
+
+
+@pytest.mark.parametrize("shape", [(2, 128, 9, 14), (3, 12, 5, 5), (2, 4, 6, 7), (1, 52, 8, 3)])
+def test_color_noise_is_the_filter_of_a_complex_fft(shape, seed):
+    """Against ``fft2 · gain · ifft2`` in float64, one plane at a time; also for odd numbers of planes."""
+    white = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    grid = unpatchify(white, 2).double().numpy()
+    height, width = grid.shape[-2:]
+    gain = spectral_gain(CNSParams(), shipped_progress().at(0.6, 32), -1.3, height, width).double().numpy()
+    full = np.concatenate([gain, gain[:, 1 : (width + 1) // 2][:, ::-1]], axis=1)
+    expected = np.fft.ifft2(np.fft.fft2(grid) * full)
+    assert np.abs(expected.imag).max() < 1e-12
+    found = unpatchify(color_noise(white, torch.from_numpy(gain).float(), 2), 2).numpy()
+    np.testing.assert_allclose(found, expected.real, atol=2e-5)
+
+
+@pytest.mark.parametrize("channels", [128, 20])
+def test_coloured_noise_of_an_image_is_bit_equal_alone_and_in_a_batch(channels, seed):
+    white = torch.randn(4, channels, 18, 13, generator=torch.Generator().manual_seed(seed))
+    gain = spectral_gain(CNSParams(), shipped_progress().at(0.6, 32), -1.3, 36, 26)
+    together = color_noise(white, gain, 2)
+    for i in range(4):
+        assert torch.equal(together[i : i + 1], color_noise(white[i : i + 1].clone(), gain, 2))
