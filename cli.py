@@ -11,9 +11,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .klein.loading import HUB_ID
+from .klein.pipeline import KleinPipeline, check_inputs
 from .klein.request import KleinRequest
-from .lora import MAX_LORAS
+from .klein.tiny import is_tiny
+from .lora import MAX_LORAS, parse_loras
 from .sampler.gamma_fits import FITS
 from .sampler.params import PREFIX, SWITCH, CNSParams, public_name
 from .sampler.progress import UNGUIDED, ProgressMatrix, shipped_progress
@@ -68,7 +72,7 @@ def _run(args: argparse.Namespace, request: dict[str, Any], pictures: list[str])
     output_format = request.pop("output_format", None) or _format_of(args.output)
     if output_format not in FORMATS:
         raise ValueError(f"output_format is {output_format!r}; allowed are {', '.join(FORMATS)}.")
-    loras = request.pop("loras", [])
+    loras = parse_loras(request.pop("loras", []))
     for name, why in NO_LOCAL_EFFECT.items():
         if request.pop(name, None) is not None:
             _say(f"{name} has no local effect: {why}.")
@@ -78,25 +82,20 @@ def _run(args: argparse.Namespace, request: dict[str, Any], pictures: list[str])
         _say(f"{SWITCH} is off, so {', '.join(shaping)} {'has' if len(shaping) == 1 else 'have'} no effect; "
              "turn it on with --enable-cns.")
     fields_given = {name: value for name, value in request.items() if name not in cns.to_request()}
-    checked = KleinRequest(cns=cns, **fields_given)  # before anything is loaded
+    run = KleinRequest(cns=cns, **fields_given)
     progress = _progress(args.cns_gamma_file)
+    check_inputs(run, pictures, progress)  # before gigabytes are loaded
 
     pipeline = _load(args)
     pipeline.set_loras(loras)
-    settings = {spec.name: getattr(checked, spec.name) for spec in fields(KleinRequest)}
-    result = pipeline(images=pictures, progress=progress, show_progress=True, **settings)
+    result = pipeline.run(run, pictures, progress=progress, show_progress=True)
     for path in result.save(args.output, output_format):
         print(path)
     seconds = ", ".join(f"{stage} {took:.1f} s" for stage, took in result.timings.items())
     _say(f"seed {result.seed}; {seconds}.")
 
 
-def _load(args: argparse.Namespace) -> Any:
-    import torch
-
-    from .klein import KleinPipeline
-    from .klein.tiny import is_tiny
-
+def _load(args: argparse.Namespace) -> KleinPipeline:
     if args.model == "tiny" or is_tiny(Path(args.model)):
         _say("this is the tiny klein: random weights make noise, not pictures.")
     dtype = getattr(torch, args.dtype) if args.dtype else None

@@ -71,7 +71,7 @@ def _from_pretrained(model: str, torch_dtype: torch.dtype) -> Flux2KleinPipeline
     try:
         pipe = Flux2KleinPipeline.from_pretrained(model, **{"dtype" if renamed else "torch_dtype": torch_dtype})
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = re.split(r" \(|\. ", str(error).strip().splitlines()[0])[0]
         hint = "download its folder again" if folder.exists() else (
             "check the network, accept the model's licence on its page and log in with `hf auth login`, "
             "or give a folder that holds it"

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..lora import LoraSpec, parse_loras
-from ..sampler.progress import ProgressMatrix, reference_progress
+from ..sampler.progress import ProgressMatrix, reference_progress, resolve_progress
 from .loading import load_components
 from .prompts import encode_prompt
 from .references import MAX_REFERENCES, load_picture, prepare_reference, to_image, to_pixels
@@ -67,6 +67,25 @@ class KleinResult:
         for image, file in zip(self.images, paths, strict=True):
             image.save(file, FORMATS[output_format], **options)
         return paths
+
+
+def check_inputs(
+    request: KleinRequest, images: Sequence[str | Path | Image.Image], progress: ProgressMatrix | None
+) -> tuple[list[Tensor], tuple[int, int]]:
+    """Everything about the inputs that can be refused before a model is loaded.
+
+    Returns:
+        the pictures as pixels, and the (width, height) to make.
+
+    Raises:
+        ValueError: too many pictures, an unreadable one, no size, or no source for γ.
+    """
+    if len(images) > MAX_REFERENCES:
+        raise ValueError(f"{len(images)} pictures were given; at most {MAX_REFERENCES} are allowed. Leave some out.")
+    pictures = [to_pixels(load_picture(image)) for image in images]
+    if request.cns.enable_cns and not pictures:
+        resolve_progress(request.cns, progress)
+    return pictures, output_size(request.image_size, tuple(pictures[0].shape[:1:-1]) if pictures else None)
 
 
 class KleinPipeline:
@@ -126,7 +145,6 @@ class KleinPipeline:
             set_loras(self.pipe, specs)
             self.loras = specs
 
-    @torch.no_grad()
     def __call__(
         self,
         prompt: str,
@@ -138,10 +156,30 @@ class KleinPipeline:
         show_progress: bool = False,
         **request: Any,
     ) -> KleinResult:
+        """`run` with the fields of a `KleinRequest` given by name."""
+        return self.run(
+            KleinRequest(prompt=prompt, **request),
+            images,
+            progress=progress,
+            batch_index=batch_index,
+            callback=callback,
+            show_progress=show_progress,
+        )
+
+    @torch.no_grad()
+    def run(
+        self,
+        request: KleinRequest,
+        images: Sequence[str | Path | Image.Image] = (),
+        *,
+        progress: ProgressMatrix | None = None,
+        batch_index: Sequence[int] | None = None,
+        callback: Callable[[dict[str, Any]], None] | None = None,
+        show_progress: bool = False,
+    ) -> KleinResult:
         """Make pictures from a prompt, or edit up to four pictures by it.
 
         Args:
-            prompt, **request: see `KleinRequest`.
             images: the pictures, in the order that the prompt counts them.
             progress: γ instead of the shipped matrix.
             batch_index: draw the noise of these positions of a batch; 0 to num_images - 1 where None.
@@ -151,16 +189,12 @@ class KleinPipeline:
         Raises:
             ValueError: a bad value, picture or combination; the message names it and what to do.
         """
-        request = KleinRequest(prompt=prompt, **request)
         images = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
-        if len(images) > MAX_REFERENCES:
-            raise ValueError(f"{len(images)} pictures were given; at most {MAX_REFERENCES} fit. Leave some out.")
+        pictures, (width, height) = check_inputs(request, images, progress)
         batch_index = list(range(request.num_images)) if batch_index is None else list(batch_index)
         if len(batch_index) != request.num_images:
             raise ValueError(f"batch_index has {len(batch_index)} entries for num_images {request.num_images}.")
         clock = _Clock()
-        pictures = [to_pixels(load_picture(image)) for image in images]
-        width, height = output_size(request.image_size, tuple(pictures[0].shape[:1:-1]) if pictures else None)
         size = latent_size(width, height)
         try:
             with clock("text"):
