@@ -16,13 +16,13 @@ import torch
 from .klein.loading import HUB_ID
 from .klein.pipeline import KleinPipeline, check_inputs
 from .klein.request import KleinRequest
+from .klein.result import FORMATS
 from .klein.tiny import is_tiny
 from .lora import MAX_LORAS, parse_loras
 from .sampler.gamma_fits import FITS
 from .sampler.params import PREFIX, SWITCH, CNSParams, public_name
 from .sampler.progress import UNGUIDED, ProgressMatrix, shipped_progress
 
-FORMATS = ("png", "jpeg", "webp")
 NO_LOCAL_EFFECT = {
     "acceleration": "acceleration chooses among fal's own engines",
     "enable_safety_checker": "the safety checker runs at fal",
@@ -174,7 +174,7 @@ def _add_run_options(parser: argparse.ArgumentParser, run: Callable[[argparse.Na
     parser.add_argument(
         "--lora", dest="loras", action="append", metavar="PATH:SCALE", help=f"up to {MAX_LORAS} times"
     )
-    parser.add_argument("--output-format", choices=FORMATS, help="default: the ending of OUT")
+    parser.add_argument("--output-format", choices=tuple(FORMATS), help="default: the ending of OUT")
     machine = parser.add_argument_group("model and machine")
     machine.add_argument("--model", default=HUB_ID, metavar="FOLDER|HUB_ID|tiny", help="default %(default)s")
     machine.add_argument("--device", help="default: the accelerator if there is one")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..lora import LoraSpec, parse_loras
 from ..sampler.progress import ProgressMatrix, reference_progress, resolve_progress
+from .denoiser import denoise, guided_velocity, initial_noise
 from .loading import load_components
 from .prompts import encode_prompt
-from .references import MAX_REFERENCES, load_picture, prepare_reference, to_image, to_pixels
+from .references import MAX_REFERENCES, load_picture, prepare_reference, to_pixels
 from .request import KleinRequest
+from .result import KleinResult
 from .schedules import SCHEDULES
 from .sizes import latent_size, output_size
 
@@ -29,44 +28,6 @@ if TYPE_CHECKING:
     from diffusers import Flux2KleinPipeline
 
 PATCH_SIZE = 2
-PARAMETERS_KEY = "klein_cns"  # of the PNG text chunk
-FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
-
-
-@dataclass(frozen=True)
-class KleinResult:
-    """What a run made, and from what."""
-
-    pixels: Tensor  # float32 [B, 3, H, W] in [0, 1], on the CPU
-    latents: Tensor  # float32 [B, 128, h, w], normalised as ComfyUI's LATENT, on the CPU
-    seed: int
-    timings: dict[str, float]  # seconds of each stage
-    parameters: dict[str, Any]  # every field of the request under its public name, and what it ran on
-
-    @property
-    def images(self) -> list[Image.Image]:
-        """8-bit pictures."""
-        return [to_image(pixels) for pixels in self.pixels]
-
-    def save(self, path: str | Path, output_format: str = "png") -> list[Path]:
-        """Write each picture (``name-1``, ``name-2`` ... where there are several); a PNG carries the parameters.
-
-        Raises:
-            ValueError: a format other than png, jpeg and webp.
-        """
-        if output_format not in FORMATS:
-            raise ValueError(f"output_format is {output_format!r}; allowed are {', '.join(FORMATS)}.")
-        path = Path(path)
-        paths = [path] if len(self.pixels) == 1 else [
-            path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(len(self.pixels))
-        ]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        info = PngInfo()
-        info.add_itxt(PARAMETERS_KEY, json.dumps(self.parameters, ensure_ascii=False))
-        options = {"png": {"pnginfo": info}, "jpeg": {"quality": 95}, "webp": {"quality": 95}}[output_format]
-        for image, file in zip(self.images, paths, strict=True):
-            image.save(file, FORMATS[output_format], **options)
-        return paths
 
 
 def check_inputs(
@@ -204,9 +165,12 @@ class KleinPipeline:
                 references = [self._encode(picture, request.reference_megapixels) for picture in pictures]
             with clock("denoise"):
                 scheduler = self._scheduler(request, size, batch_index, self._progress(request, progress, references))
-                velocity = self._velocity(request, size, positive, negative, references)
-                latents = _initial_noise(request.seed, batch_index, (self._channels, *size)).to(self._device)
-                latents = _denoise(scheduler, velocity, latents, callback, show_progress)
+                velocity = guided_velocity(
+                    self.pipe, request.num_images, size, positive, negative, references, request.guidance_scale
+                )
+                shape = (self.pipe.transformer.config.in_channels, *size)
+                latents = initial_noise(request.seed, batch_index, shape).to(self._device)
+                latents = denoise(scheduler, velocity, latents, callback, show_progress)
             with clock("decode"):
                 pixels = self._decode(latents)[..., :height, :width]
         finally:
@@ -229,10 +193,6 @@ class KleinPipeline:
     @property
     def _device(self) -> torch.device:
         return self.pipe._execution_device
-
-    @property
-    def _channels(self) -> int:
-        return self.pipe.transformer.config.in_channels
 
     def _encode(self, picture: Tensor, megapixels: float) -> Tensor:
         """Reference latents [1, 128, h, w], normalised."""
@@ -269,82 +229,6 @@ class KleinPipeline:
         scheduler.set_run(request.seed, size, batch_index, progress)
         scheduler.set_begin_index(0)
         return scheduler
-
-    def _velocity(
-        self,
-        request: KleinRequest,
-        size: tuple[int, int],
-        positive: tuple[Tensor, Tensor],
-        negative: tuple[Tensor, Tensor] | None,
-        references: list[Tensor],
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """``(latents [B, 128, h, w], timestep) -> guided velocity``."""
-        pipe, batch = self.pipe, request.num_images
-        latent_ids = pipe._prepare_latent_ids(torch.empty(batch, 1, *size)).to(self._device)
-        context, context_ids = torch.empty(batch, 0, self._channels, device=self._device), latent_ids[:, :0]
-        if references:
-            context = torch.cat([pipe._pack_latents(latent) for latent in references], dim=1).repeat(batch, 1, 1)
-            context_ids = pipe._prepare_image_ids(references).repeat(batch, 1, 1).to(self._device)
-        ids = torch.cat([latent_ids, context_ids], dim=1)
-
-        def predict(tokens: Tensor, timestep: Tensor, text: tuple[Tensor, Tensor], branch: str) -> Tensor:
-            embeds, text_ids = text
-            with pipe.transformer.cache_context(branch):
-                output = pipe.transformer(
-                    hidden_states=torch.cat([tokens, context], dim=1).to(pipe.transformer.dtype),
-                    timestep=timestep.expand(batch) / 1000,
-                    guidance=None,
-                    encoder_hidden_states=embeds.expand(batch, -1, -1),
-                    txt_ids=text_ids,
-                    img_ids=ids,
-                    return_dict=False,
-                )[0]
-            return output[:, : tokens.shape[1]].float()
-
-        def velocity(latents: Tensor, timestep: Tensor) -> Tensor:
-            tokens = pipe._pack_latents(latents)
-            with _exact_timestep(pipe.transformer, timestep.expand(batch) / 1000 * 1000):
-                guided = predict(tokens, timestep, positive, "cond")
-                if negative is not None:
-                    unguided = predict(tokens, timestep, negative, "uncond")
-                    guided = unguided + request.guidance_scale * (guided - unguided)
-            return guided.transpose(1, 2).unflatten(2, size)
-
-        return velocity
-
-
-def _denoise(
-    scheduler: Any,
-    velocity: Callable[[Tensor, Tensor], Tensor],
-    latents: Tensor,
-    callback: Callable[[dict[str, Any]], None] | None,
-    show_progress: bool,
-) -> Tensor:
-    for i, timestep in enumerate(tqdm(scheduler.timesteps, disable=not show_progress)):
-        output = velocity(latents, timestep)
-        if callback is not None:
-            sigma = scheduler.sigmas[i]
-            callback({"x": latents, "i": i, "sigma": sigma, "denoised": latents - sigma * output})
-        latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
-    return latents
-
-
-def _initial_noise(seed: int, batch_index: list[int], shape: tuple[int, ...]) -> Tensor:
-    """ComfyUI's noise for that seed (``comfy.sample.prepare_noise``): image i is the i-th draw of one CPU stream."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    draws = [torch.randn(shape, generator=generator) for _ in range(max(batch_index) + 1)]
-    return torch.stack([draws[i] for i in batch_index])
-
-
-@contextmanager
-def _exact_timestep(transformer: Any, timestep: Tensor) -> Iterator[None]:
-    """Embed the float32 timestep: the transformer rounds it to its own dtype, in bfloat16 by up to 2 of 1000."""
-    time_proj = transformer.time_guidance_embed.time_proj
-    hook = time_proj.register_forward_pre_hook(lambda module, args: (timestep, *args[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _is_path(image: Any) -> bool:
