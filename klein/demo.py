@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -51,7 +50,9 @@ def plot_spectrum(path: Path, sigmas: np.ndarray, size: tuple[int, int]) -> None
     """γ and β² per step and band at the endpoint's defaults and at the authors' guided preset."""
     from matplotlib import pyplot as plt
 
-    from ..sampler import CNSParams
+    from ..sampler import CNSParams, shipped_progress
+    from ..sampler.sampling import power_table
+    from ..sampler.spectrum import radial_bands
 
     guided = CNSParams(
         formula="authors", gamma_divider=25.0, power_gamma=0.5, energy_scale=0.998,
@@ -59,8 +60,10 @@ def plot_spectrum(path: Path, sigmas: np.ndarray, size: tuple[int, int]) -> None
     )
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     panels = [("γ: how far each band is resolved", progress_table(sigmas), "viridis", (0, 1), None)]
+    count = radial_bands(2 * size[0], 2 * size[1], guided.num_freq_bins)[1]
     for name, params in (("β² at the endpoint's defaults", CNSParams()), ("β² at the authors' guided preset", guided)):
-        panels.append((name, power_table(params, sigmas, size), "RdBu_r", (-1, 1), "log2"))
+        table = power_table(params, shipped_progress(), sigmas.tolist(), count).numpy()
+        panels.append((name, table, "RdBu_r", (-1, 1), "log2"))
     for axis, (title, table, colors, limits, scale) in zip(axes, panels, strict=True):
         shown = np.log2(np.maximum(table, 2.0**-8)) if scale else table
         image = axis.imshow(shown.T, origin="lower", aspect="auto", cmap=colors, vmin=limits[0], vmax=limits[1])
@@ -77,17 +80,3 @@ def progress_table(sigmas: np.ndarray) -> np.ndarray:
     from ..sampler import shipped_progress
 
     return np.stack([shipped_progress().at(1.0 - float(sigma), 32).numpy() for sigma in sigmas[:-1]])
-
-
-def power_table(params: Any, sigmas: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """β² [steps, bins] over a schedule, on the unpatchified grid of a latent of ``size``."""
-    from ..sampler import alpha_tilt, shipped_progress
-    from ..sampler.spectrum import band_power, radial_bands
-
-    steps, bins = len(sigmas) - 1, params.num_freq_bins
-    count = radial_bands(2 * size[0], 2 * size[1], bins)[1]
-    rows = [
-        band_power(params, shipped_progress().at(1.0 - float(sigma), bins), alpha_tilt(params, i, steps), count)
-        for i, sigma in enumerate(sigmas[:-1])
-    ]
-    return np.stack([row.numpy() for row in rows])

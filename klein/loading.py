@@ -11,21 +11,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .architecture import check_components
-from .tiny import tiny
+from .tiny import COMPONENTS, tiny
 
 if TYPE_CHECKING:
     from diffusers import Flux2KleinPipeline
 
 HUB_ID = "black-forest-labs/FLUX.2-klein-base-9B"
 HELP = f"give a diffusers folder, a Hub id such as {HUB_ID}, or 'tiny' for random test weights"
-COMPONENTS = ("transformer", "text_encoder", "vae")
 
 
 def load_components(
     model: str, torch_dtype: torch.dtype | None, device: str | torch.device | None, cpu_offload: bool
 ) -> Flux2KleinPipeline:
     """The components on their device; see `KleinPipeline.from_pretrained`."""
-    device = torch.device(device) if device is not None else default_device()
+    device = _usable_device(device) if device is not None else default_device()
     if torch_dtype is None:
         torch_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     if cpu_offload and device.type == "cpu":
@@ -50,6 +49,17 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def _usable_device(name: str | torch.device) -> torch.device:
+    """The device, tried out: a build without it says so only when it is used."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"device {str(name)!r} cannot be used ({reason}); leave it out, or give cpu, cuda or mps."
+        ) from error
+
+
 def _tiny(torch_dtype: torch.dtype) -> Flux2KleinPipeline:
     pipe = tiny()
     for part in COMPONENTS:
@@ -61,6 +71,7 @@ def _from_pretrained(model: str, torch_dtype: torch.dtype) -> Flux2KleinPipeline
     import diffusers
     from diffusers import Flux2KleinPipeline
     from packaging.version import Version
+    from safetensors import SafetensorError
 
     folder = Path(model)
     if folder.exists():
@@ -69,8 +80,10 @@ def _from_pretrained(model: str, torch_dtype: torch.dtype) -> Flux2KleinPipeline
         raise ValueError(f"model {model!r} does not exist; {HELP}.")
     renamed = Version(diffusers.__version__) >= Version("0.42")  # torch_dtype became dtype
     try:
-        pipe = Flux2KleinPipeline.from_pretrained(model, **{"dtype" if renamed else "torch_dtype": torch_dtype})
-    except (OSError, ValueError) as error:
+        pipe = Flux2KleinPipeline.from_pretrained(
+            model, use_safetensors=True, **{"dtype" if renamed else "torch_dtype": torch_dtype}
+        )
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = re.split(r" \(|\. ", str(error).strip().splitlines()[0])[0]
         hint = "download its folder again" if folder.exists() else (
             "check the network, accept the model's licence on its page and log in with `hf auth login`, "
@@ -90,7 +103,7 @@ def _read_configs(folder: Path) -> list[dict[str, Any]]:
 
 def _read_json(folder: Path, path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         name = path.relative_to(folder)
         raise ValueError(f"{folder} has no readable {name}, so it is no whole diffusers folder; {HELP}.") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..lora import LoraSpec, parse_loras
+from ..sampler.noise import checked_batch_index
 from ..sampler.progress import ProgressMatrix, reference_progress, resolve_progress
 from .denoiser import denoise, guided_velocity, initial_noise
 from .loading import load_components
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from diffusers import Flux2KleinPipeline
 
 PATCH_SIZE = 2
+# Reported beside the request in `KleinResult.parameters`; they describe a run, and are no part of a request.
+REPORTED = ("images", "model", "torch_dtype", "device", "batch_index")
 
 
 def check_inputs(
@@ -41,10 +44,16 @@ def check_inputs(
     Raises:
         ValueError: too many pictures, an unreadable one, no size, or no source for γ.
     """
+    if isinstance(images, (bytes, Mapping)) or not isinstance(images, Sequence):
+        raise ValueError(f"images is a {type(images).__name__}; give a list of pictures.")
     if len(images) > MAX_REFERENCES:
         raise ValueError(f"{len(images)} pictures were given; at most {MAX_REFERENCES} are allowed. Leave some out.")
     pictures = [to_pixels(load_picture(image)) for image in images]
-    if request.cns.enable_cns and not pictures:
+    if request.cns.enable_cns and request.cns.gamma_source == "reference" and progress is not None:
+        raise ValueError(
+            "cns_gamma_source is 'reference', yet a progress matrix was given; leave the matrix out or choose 'matrix'."
+        )
+    if request.cns.enable_cns and not (request.cns.gamma_source == "reference" and pictures):
         resolve_progress(request.cns, progress)
     return pictures, output_size(request.image_size, tuple(pictures[0].shape[:1:-1]) if pictures else None)
 
@@ -57,7 +66,7 @@ class KleinPipeline:
     be multiples of 16, latents and timesteps in float32 whatever the model's dtype.
 
     Args:
-        pipe: the components; its scheduler only gives the time shift's settings and is not run.
+        pipe: the components; its scheduler is not run, klein's schedules take its place.
         model: what to call it in the parameters.
     """
 
@@ -150,11 +159,9 @@ class KleinPipeline:
         Raises:
             ValueError: a bad value, picture or combination; the message names it and what to do.
         """
-        images = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
+        images = [images] if isinstance(images, (str, Path, Image.Image)) else images
         pictures, (width, height) = check_inputs(request, images, progress)
-        batch_index = list(range(request.num_images)) if batch_index is None else list(batch_index)
-        if len(batch_index) != request.num_images:
-            raise ValueError(f"batch_index has {len(batch_index)} entries for num_images {request.num_images}.")
+        batch_index = checked_batch_index(batch_index, request.num_images)
         clock = _Clock()
         size = latent_size(width, height)
         try:
@@ -175,6 +182,12 @@ class KleinPipeline:
                 pixels = self._decode(latents)[..., :height, :width]
         finally:
             self.pipe.maybe_free_model_hooks()
+        if not bool(pixels.isfinite().all()):
+            raise ValueError(
+                "the result holds NaN or infinite values; lower the scale of the LoRAs "
+                f"({', '.join(f'{Path(lora.path).name} {lora.scale:g}' for lora in self.loras) or 'none is loaded'}) "
+                f"or load the model in another torch_dtype than {self.pipe.transformer.dtype}."
+            )
         return KleinResult(
             pixels=pixels.float().cpu(),
             latents=latents.cpu(),
@@ -182,11 +195,14 @@ class KleinPipeline:
             timings=clock.seconds,
             parameters={
                 **request.to_dict(),
+                **({"cns_gamma_file": progress.name} if progress is not None else {}),
                 "image_size": {"width": width, "height": height},
                 "images": [Path(image).name if _is_path(image) else "picture" for image in images],
                 "loras": [{"path": Path(lora.path).name, "scale": lora.scale} for lora in self.loras],
                 "model": self.model,
                 "torch_dtype": str(self.pipe.transformer.dtype).removeprefix("torch."),
+                "device": self._device.type,
+                "batch_index": batch_index,
             },
         )
 

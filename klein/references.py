@@ -18,7 +18,7 @@ from .sizes import STRIDE
 
 MAX_REFERENCES = 4
 MEGAPIXEL = 1024 * 1024
-SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 def load_picture(source: str | Path | Image.Image) -> Image.Image:
@@ -32,6 +32,8 @@ def load_picture(source: str | Path | Image.Image) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, "picture")
+    if not isinstance(source, (str, Path)):
+        raise ValueError(f"a picture is a {type(source).__name__}; give a file's path, a data: URI or a PIL image.")
     name = str(source)
     if name.startswith(("http://", "https://")):
         raise ValueError(f"picture {name} is a web address; download it and give the file, or a data: URI.")
@@ -77,9 +79,14 @@ def prepare_reference(pixels: Tensor, megapixels: float) -> Tensor:
     if scale < 1:
         height, width = max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
         pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
-    padded = F.pad(pixels, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
-    # the layout in which diffusers and ComfyUI hand pictures to the VAE; its convolutions round by it
-    return padded.contiguous(memory_format=torch.channels_last)
+    # channels last: the layout in which diffusers and ComfyUI hand pictures to the VAE, whose convolutions round by it
+    return pad_edges(pixels).contiguous(memory_format=torch.channels_last)
+
+
+def pad_edges(pixels: Tensor) -> Tensor:
+    """[B, C, H, W] with its right and bottom edge repeated, up to multiples of 16."""
+    height, width = pixels.shape[-2:]
+    return F.pad(pixels, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
 
 
 def _decode_data_uri(uri: str) -> bytes:
@@ -94,8 +101,14 @@ def _decode_data_uri(uri: str) -> bytes:
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     image = ImageOps.exif_transpose(image)
-    if image.mode in SIXTEEN_BIT:
-        gray = np.asarray(image, dtype=np.float64) / 257.0
+    if min(image.size) == 0:
+        raise ValueError(f"picture {name} is {image.width}x{image.height}, without any pixel; give another.")
+    if image.mode in DEEP:
+        gray = np.asarray(image, dtype=np.float64)
+        if gray.min() < 0 or gray.max() > 65535:
+            raise ValueError(f"picture {name} holds values beyond 16 bits; save it as 8- or 16-bit PNG.")
+        if image.mode != "I" or gray.max() > 255:
+            gray = gray / 257.0
         image = Image.fromarray(gray.round().clip(0, 255).astype(np.uint8))
     elif image.mode == "F":
         raise ValueError(f"picture {name} holds floating-point values of unknown range; save it as 8- or 16-bit PNG.")

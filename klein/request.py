@@ -7,13 +7,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..sampler.noise import MAX_SEED
-from ..sampler.params import CNSParams, checked_number
+from ..sampler.params import CNSParams, checked, choice, number
 from .schedules import SCHEDULES
 from .sizes import AUTO, parse_image_size
-
-
-def _number(default: Any, low: float, high: float, meaning: str) -> Any:
-    return field(default=default, metadata={"min": low, "max": high, "help": meaning})
 
 
 @dataclass(frozen=True)
@@ -26,36 +22,32 @@ class KleinRequest:
 
     prompt: str = field(metadata={"help": "What to make or change."})
     negative_prompt: str = field(default="", metadata={"help": "What to avoid."})
-    guidance_scale: float = _number(
-        5.0, 0.0, 20.0, "Classifier-free guidance; 1 is none and takes half the time."
+    guidance_scale: float = number(
+        5.0, 0.0, 20.0, 0.1, "Classifier-free guidance; 1 is none and takes half the time."
     )
-    num_inference_steps: int = _number(28, 1, 200, "Denoising steps; the endpoint allows 4 to 50.")
-    seed: int | None = _number(None, 0, MAX_SEED, "Where the noise starts; left out, a random one, which is reported.")
+    num_inference_steps: int = number(28, 1, 200, 1, "Denoising steps; the endpoint allows 4 to 50.")
+    seed: int | None = number(
+        None, 0, MAX_SEED, 1, "Where the noise starts; left out, a random one, which is reported. "
+        "Seeds that differ by a multiple of 2^32 draw the same noise.",
+    )
     image_size: str | tuple[int, int] = field(
         default=AUTO,
         metadata={"help": "A preset, WIDTHxHEIGHT, or auto: the first picture's own size, landscape_4_3 without one."},
     )
-    num_images: int = _number(1, 1, 4, "How many pictures to make.")
-    scheduler: str = field(
-        default="flux2",
-        metadata={
-            "options": tuple(SCHEDULES),
-            "help": "Sigma schedule (local only): klein's own, or uniform in log-SNR, an experiment.",
-        },
+    num_images: int = number(1, 1, 4, 1, "How many pictures to make.")
+    scheduler: str = choice(
+        tuple(SCHEDULES), "Sigma schedule (local only): klein's own, or uniform in log-SNR, an experiment."
     )
-    reference_megapixels: float = _number(
-        1.0, 0.1, 4.0, "References above this size (1 = 1024 x 1024) are shrunk to it (local only)."
+    reference_megapixels: float = number(
+        1.0, 0.1, 4.0, 0.1, "References above this size (1 = 1024 x 1024) are shrunk to it (local only)."
     )
     cns: CNSParams = field(default_factory=lambda: CNSParams(enable_cns=False))
 
     def __post_init__(self) -> None:
         for spec in fields(self):
-            value, meta = getattr(self, spec.name), spec.metadata
-            if "options" in meta and value not in meta["options"]:
-                raise ValueError(f"{spec.name} is {value!r}; allowed are {', '.join(meta['options'])}.")
-            if "min" in meta and not (spec.name == "seed" and value is None):
-                whole = not isinstance(spec.default, float)
-                object.__setattr__(self, spec.name, checked_number(spec.name, value, meta["min"], meta["max"], whole))
+            value = getattr(self, spec.name)
+            if spec.metadata.keys() & {"min", "options"} and not (spec.name == "seed" and value is None):
+                object.__setattr__(self, spec.name, checked(spec, spec.name, value))
         for name in ("prompt", "negative_prompt"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be text.")
@@ -66,7 +58,7 @@ class KleinRequest:
             object.__setattr__(self, "seed", secrets.randbelow(2**32))
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field under its public name; reading it back makes the same request."""
+        """Every field under its public name, as ``klein-cns --params`` reads it."""
         request = {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name != "cns"}
         if isinstance(self.image_size, tuple):
             request["image_size"] = {"width": self.image_size[0], "height": self.image_size[1]}

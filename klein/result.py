@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,33 @@ class KleinResult:
         """
         if output_format not in FORMATS:
             raise ValueError(f"output_format is {output_format!r}; allowed are {', '.join(FORMATS)}.")
-        path = Path(path)
+        path = check_output(path)
         paths = [path] if len(self.pixels) == 1 else [
             path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(len(self.pixels))
         ]
-        path.parent.mkdir(parents=True, exist_ok=True)
         info = PngInfo()
         info.add_itxt(PARAMETERS_KEY, json.dumps(self.parameters, ensure_ascii=False))
         options = {"png": {"pnginfo": info}, "jpeg": {"quality": 95}, "webp": {"quality": 95}}[output_format]
         for image, file in zip(self.images, paths, strict=True):
-            image.save(file, FORMATS[output_format], **options)
+            partial = file.with_name(f"{file.name}.part")  # so that an interrupt keeps the file that was there
+            image.save(partial, FORMATS[output_format], **options)
+            partial.replace(file)
         return paths
+
+
+def check_output(path: str | Path) -> Path:
+    """The path of a file to write, its folder made.
+
+    Raises:
+        ValueError: a folder, or a place that cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"output {path} is a folder; give the name of a file in it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"output {path} cannot be written ({error.strerror}); choose another place.") from error
+    return path

@@ -10,6 +10,7 @@ import torch
 if TYPE_CHECKING:
     from diffusers import Flux2KleinPipeline
 
+COMPONENTS = ("transformer", "text_encoder", "vae")
 MARK = ("klein_cns", "tiny")  # in the metadata of every safetensors file of a tiny klein
 TEXT_WIDTH = 32
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
@@ -73,13 +74,16 @@ def tiny(seed: int = 0) -> Flux2KleinPipeline:
 
 def is_tiny(folder: Path) -> bool:
     """Whether the transformer of a diffusers folder carries the mark of a tiny klein."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     files = sorted((folder / "transformer").glob("*.safetensors"))
     if not files:
         return False
-    with safe_open(files[0], framework="pt") as file:
-        return (file.metadata() or {}).get(MARK[0]) == MARK[1]
+    try:
+        with safe_open(files[0], framework="pt") as file:
+            return (file.metadata() or {}).get(MARK[0]) == MARK[1]
+    except SafetensorError:
+        return False  # loading it will say what is wrong
 
 
 def _tiny_class() -> type:
@@ -96,7 +100,7 @@ def _tiny_class() -> type:
 def _mark(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    for path in folder.rglob("*.safetensors"):
+    for path in (file for part in COMPONENTS for file in (folder / part).glob("*.safetensors")):
         save_file(load_file(path), path, metadata={"format": "pt", MARK[0]: MARK[1]})
 
 

@@ -21,12 +21,13 @@ def set_loras(pipe: Any, specs: Sequence[LoraSpec]) -> None:
     Raises:
         ValueError: a file that cannot be read, holds NaN, or would apply only in part; no LoRA stays loaded then.
     """
-    warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is asked for
     pipe.unload_lora_weights()
     names = [f"lora_{i}" for i in range(len(specs))]
     try:
-        for name, spec in zip(names, specs, strict=True):
-            _load(pipe, name, spec)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what is asked for
+            for name, spec in zip(names, specs, strict=True):
+                _load(pipe, name, spec)
         if specs:
             pipe.set_adapters(names, [spec.scale for spec in specs])
     except BaseException:
@@ -41,6 +42,8 @@ def _load(pipe: Any, name: str, spec: LoraSpec) -> None:
     """
     state = _read(spec.path)
     expected = sum(tensor.numel() for key, tensor in state.items() if key.endswith(UP_SUFFIXES))
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values() if tensor.is_floating_point()):
+        raise ValueError(f"LoRA {Path(spec.path).name} holds NaN or infinite values; train or download it again.")
     problem = None
     try:
         pipe.load_lora_weights(dict(state), adapter_name=name)
@@ -55,8 +58,6 @@ def _load(pipe: Any, name: str, spec: LoraSpec) -> None:
             f"LoRA {Path(spec.path).name} cannot be applied whole: {share}{reason}. Needed are lora_A and lora_B "
             "matrices for FLUX.2 [klein] 9B named as diffusers or BFL name them."
         )
-    if not all(bool(torch.isfinite(value).all()) for value in ups):
-        raise ValueError(f"LoRA {Path(spec.path).name} holds NaN or infinite values; train or download it again.")
 
 
 def _read(path: str) -> dict[str, Tensor]:

@@ -24,12 +24,12 @@ def parse_loras(loras: Iterable[Any]) -> list[LoraSpec]:
     Raises:
         ValueError: more than three, a scale that is no finite number, a file that does not exist.
     """
+    if isinstance(loras, (str, bytes, Mapping)) or not isinstance(loras, Iterable):
+        raise ValueError(f"loras is {loras!r}; give a list of PATH:SCALE or of objects with path and scale.")
     specs = [_parse(lora) for lora in loras]
     if len(specs) > MAX_LORAS:
         raise ValueError(f"{len(specs)} LoRAs were given; at most {MAX_LORAS} are allowed. Leave some out.")
     for spec in specs:
-        if spec.path.startswith(("http://", "https://")):
-            raise ValueError(f"LoRA {spec.path} is a web address; download it and give the file.")
         if not Path(spec.path).is_file():
             raise ValueError(f"LoRA {spec.path} does not exist; give the path of a .safetensors file.")
         if Path(spec.path).suffix != ".safetensors":
@@ -45,9 +45,14 @@ def _parse(lora: Any) -> LoraSpec:
         lora = (lora["path"], lora.get("scale", 1.0))
     if isinstance(lora, (str, Path)):
         path, colon, scale = str(lora).rpartition(":")
-        is_scale = bool(colon) and not Path(str(lora)).exists() and not scale.startswith(("/", "\\"))
+        is_address = "://" in str(lora)
+        is_scale = bool(colon) and not is_address and not Path(str(lora)).exists() and not scale.startswith("\\")
         lora = (path, _number(scale, str(lora))) if is_scale else (str(lora), 1.0)
+    if not (isinstance(lora, tuple) and len(lora) == 2 and isinstance(lora[0], (str, Path))):
+        raise ValueError(f"LoRA {lora!r} is neither PATH:SCALE, a pair, nor an object with path and scale.")
     path, scale = lora
+    if str(path).startswith(("http://", "https://")):
+        raise ValueError(f"LoRA {path} is a web address; download it and give the file.")
     if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not math.isfinite(scale):
         raise ValueError(f"the scale of LoRA {path} is {scale!r}; it must be a finite number.")
     return LoraSpec(str(path), float(scale))

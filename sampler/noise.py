@@ -7,9 +7,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .params import checked_number
+
 # Odd, so that k -> seed + k·STRIDE never repeats modulo 2^32, which is all that torch's CPU engine keeps of a seed.
 STRIDE = 0x9E3779B9
 MAX_SEED = 2**64 - 1
+
+
+def checked_batch_index(batch_index: Sequence[int] | None, batch: int) -> list[int]:
+    """Position of each image in the batch it was first drawn in; 0 to batch - 1 where None.
+
+    Raises:
+        ValueError: not one whole number of 0 or more for each image.
+    """
+    if batch_index is None:
+        return list(range(batch))
+    index = [checked_number("batch_index", int(i) if float(i).is_integer() else i, 0, 2**20, True) for i in batch_index]
+    if len(index) != batch:
+        raise ValueError(f"batch_index has {len(index)} entries for a batch of {batch}; give one for each image.")
+    return index
 
 
 class NoiseStreams:
@@ -26,8 +42,7 @@ class NoiseStreams:
     """
 
     def __init__(self, seed: int, batch_index: Sequence[int], first_sigma: float = 1.0) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-            raise ValueError(f"seed is {seed!r}; allowed is a whole number from 0 to {MAX_SEED}.")
+        seed = checked_number("seed", seed, 0, MAX_SEED, whole=True)
         start = round((1.0 - first_sigma) * 2**16) * 2**12
         self._generators = [
             torch.Generator("cpu").manual_seed((seed + (1 + index + start) * STRIDE) % 2**64) for index in batch_index
@@ -35,7 +50,7 @@ class NoiseStreams:
 
     def draw(self, shape: Sequence[int], device: torch.device) -> Tensor:
         """The next float32 noise of ``shape`` [B, ...] on ``device``, without waiting for it."""
-        white = torch.empty(tuple(shape), pin_memory=device.type == "cuda")
+        white = torch.empty(tuple(shape), dtype=torch.float32, device="cpu", pin_memory=device.type == "cuda")
         for image, generator in zip(white, self._generators, strict=True):
             torch.randn(image.shape, generator=generator, out=image)
         return white.to(device, non_blocking=True)

@@ -20,16 +20,18 @@ SWITCH_HELP = "Turn Colored Noise Sampling on. Off, every cns_ value is ignored 
 GUIDED_ADVICE = "For a base model with real guidance the endpoint advises divider 25 and energy 0.998."
 
 
-def _number(default: float | int, low: float | int, high: float | int, step: float | int, meaning: str) -> Any:
+def number(default: Any, low: float, high: float, step: float, meaning: str) -> Any:
+    """A dataclass field with a range; whole where ``step`` is an int."""
     return field(default=default, metadata={"min": low, "max": high, "step": step, "help": meaning})
 
 
-def _flag(default: bool, meaning: str) -> Any:
+def flag(default: bool, meaning: str) -> Any:
+    """A dataclass field that is true or false."""
     return field(default=default, metadata={"help": meaning})
 
 
-def _choice(options: tuple[str, ...], meaning: str, local: tuple[str, ...] = ()) -> Any:
-    """``local``: the options that exist here and not at the endpoint."""
+def choice(options: tuple[str, ...], meaning: str, local: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with named options, the first the default; ``local`` are those that the endpoint lacks."""
     return field(default=options[0], metadata={"options": options, "local": local, "help": meaning})
 
 
@@ -42,61 +44,62 @@ class CNSParams:
             parameter, the value and what is allowed.
     """
 
-    enable_cns: bool = _flag(True, SWITCH_HELP)
-    s_churn: float = _number(
+    enable_cns: bool = flag(True, SWITCH_HELP)
+    s_churn: float = number(
         0.5, 0.0, 2.0, 0.01,
-        "How much coloured noise is injected after each step. 0 injects none; turn this first, the other "
-        "parameters only shape what it injects.",
+        "Strength of the coloured noise added back after every step. At 0 none is, and nothing below matters: "
+        "set this before the rest.",
     )
-    gamma_source: str = _choice(
+    gamma_source: str = choice(
         ("matrix", "approximation", "reference"),
-        "Where the progress gamma(f, t) comes from: 'matrix' a precomputed one per band, 'approximation' the flow "
-        "time itself for every band, 'reference' (local only) the spectrum of the pictures being edited.",
+        "What tells how far each band is resolved (gamma): 'matrix' a measured table, 'approximation' the flow time "
+        "itself, equal for all bands, 'reference' (local only) the spectrum of the pictures being edited.",
         local=("reference",),
     )
-    power_gamma: float = _number(
+    power_gamma: float = number(
         0.75, 0.1, 3.0, 0.01,
-        "Exponent on the residual 1 - gamma / divider: higher puts more of the noise into bands that are not "
-        "resolved yet. Without effect under 'approximation' with the endpoint's formula.",
+        "Contrast between open and resolved bands: the power of 1 - gamma / divider. Large values leave resolved "
+        "bands nearly without noise. Does nothing under 'approximation' with the endpoint's formula.",
     )
-    gamma_divider: float = _number(
+    gamma_divider: float = number(
         1.73, 0.1, 50.0, 0.01,
         "Divides gamma before the residual is taken: a larger value tends to white noise. " + GUIDED_ADVICE,
     )
-    alpha_tilt_start: float = _number(
+    alpha_tilt_start: float = number(
         0.15, -2.0, 2.0, 0.01,
         "Tilt of the spectrum at the first step: positive favours high frequencies (texture), negative low "
         "ones (structure).",
     )
-    alpha_tilt_end: float = _number(
+    alpha_tilt_end: float = number(
         -0.5, -2.0, 2.0, 0.01,
         "Tilt of the spectrum at the last step, reached from alpha_tilt_start over the steps.",
     )
-    alpha_use_fnorm: bool = _flag(
+    alpha_use_fnorm: bool = flag(
         True,
         "Tilt by exp(alpha * f), f the band's position. Off, the tilt is the flat factor 1 + alpha, which the "
         "variance normalisation cancels.",
     )
-    alpha_exp_interp: bool = _flag(
+    alpha_exp_interp: bool = flag(
         True, "Let the tilt move along an exponential curve from start to end, instead of a straight line."
     )
-    alpha_exp_sharpness: float = _number(
-        0.75, 0.1, 10.0, 0.01, "How sharply that exponential curve bends. Only used with alpha_exp_interp."
+    alpha_exp_sharpness: float = number(
+        0.75, 0.1, 10.0, 0.01,
+        "Bend of that curve: near 0 almost a line, high values move late. Without alpha_exp_interp unused."
     )
-    num_freq_bins: int = _number(
-        32, 8, 128, 1, "How many radial frequency bands the spectrum is divided into."
+    num_freq_bins: int = number(
+        32, 8, 128, 1, "Number of rings in frequency that get a noise power of their own."
     )
-    energy_scale: float = _number(
+    energy_scale: float = number(
         0.98, 0.5, 1.5, 0.001,
         "Factor on the injected noise after its variance is normalised: below 1 damps it. " + GUIDED_ADVICE,
     )
-    solver: str = _choice(
+    solver: str = choice(
         ("euler", "sde", "sde_2m"),
         "'euler' steps and then adds noise, as the endpoint does; 'sde' integrates the paper's SDE exactly; "
         "'sde_2m' does so with a second-order prediction, the most exact at 50 steps.",
         local=("sde", "sde_2m"),
     )
-    formula: str = _choice(
+    formula: str = choice(
         ("endpoint", "authors"),
         "How residual and tilt combine: 'endpoint' raises the residual to the power and takes the product as "
         "noise power, 'authors' raises their product to the power and takes it as amplitude, as in the paper's code.",
@@ -105,7 +108,7 @@ class CNSParams:
 
     def __post_init__(self) -> None:
         for spec in fields(self):
-            object.__setattr__(self, spec.name, _checked(spec, getattr(self, spec.name)))
+            object.__setattr__(self, spec.name, checked(spec, public_name(spec.name), getattr(self, spec.name)))
 
     @classmethod
     def from_endpoint(cls, request: Mapping[str, Any]) -> CNSParams:
@@ -118,7 +121,7 @@ class CNSParams:
             ValueError: a ``cns_*`` that does not exist, or a bad value.
         """
         names = {public_name(spec.name): spec.name for spec in fields(cls)}
-        given = {key: value for key, value in request.items() if key in names or key.startswith(PREFIX)}
+        given = {key: value for key, value in request.items() if key in names or str(key).startswith(PREFIX)}
         unknown = sorted(set(given) - set(names))
         if unknown:
             raise ValueError(
@@ -161,21 +164,24 @@ def checked_number(name: str, value: Any, low: float, high: float, whole: bool =
     allowed = f"allowed is {'a whole number' if whole else 'a number'} from {low} to {high}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
         raise ValueError(f"{name} is {value!r} ({type(value).__name__}); {allowed}.")
-    value = int(value) if whole else float(value)
+    try:
+        value = int(value) if whole else float(value)
+    except OverflowError:
+        value = math.inf
     if not (math.isfinite(value) and low <= value <= high):
         raise ValueError(f"{name} is {value}; {allowed}.")
     return value
 
 
-def _checked(spec: Any, value: Any) -> Any:
-    """``value`` as the field's own type, or a ValueError that says what is allowed."""
-    name, meta = public_name(spec.name), spec.metadata
+def checked(spec: Any, name: str, value: Any) -> Any:
+    """``value`` as the type of a `number`, `choice` or `flag` field, or a ValueError that says what is allowed."""
+    meta = spec.metadata
     if "options" in meta:
-        if value not in meta["options"]:
+        if not isinstance(value, str) or value not in meta["options"]:
             raise ValueError(f"{name} is {value!r}; allowed are {', '.join(meta['options'])}.")
         return value
     if "min" in meta:
-        return checked_number(name, value, meta["min"], meta["max"], whole=isinstance(spec.default, int))
+        return checked_number(name, value, meta["min"], meta["max"], whole=isinstance(meta["step"], int))
     if not isinstance(value, bool):
         raise ValueError(f"{name} is {value!r} ({type(value).__name__}); allowed are true and false.")
     return value

@@ -33,9 +33,13 @@ class ProgressMatrix:
 
     values: Tensor
     t: Tensor
+    name: str = ""  # what to call it in a report
 
     def __post_init__(self) -> None:
-        values, t = torch.as_tensor(self.values), torch.as_tensor(self.t)
+        values, t = (
+            part if part.is_floating_point() else part.float()
+            for part in (torch.as_tensor(self.values), torch.as_tensor(self.t))
+        )
         if values.ndim != 2 or t.ndim != 1 or len(values) != len(t) or values.shape[1] < 2 or len(t) < 2:
             raise ValueError(
                 f"progress values have shape {list(values.shape)} and t {list(t.shape)}; needed are "
@@ -60,6 +64,8 @@ class ProgressMatrix:
         Beyond the first or last row, that row. Returns [num_bins] in the dtype of ``values``.
         """
         rows, t = self.t.double().numpy(), float(t)
+        if np.isnan(t):
+            raise ValueError("the flow time t is NaN; it must be a number from 0 to 1.")
         after = int(np.clip(np.searchsorted(rows, t), 1, len(rows) - 1))
         weight = float(np.clip((t - rows[after - 1]) / (rows[after] - rows[after - 1]), 0.0, 1.0))
         low, high = self.values[after - 1].double().numpy(), self.values[after].double().numpy()
@@ -88,12 +94,12 @@ class ProgressMatrix:
         try:
             tensors = _read_tensors(path)
             gamma = tensors["gamma"].float() if tensors["gamma"].dtype != torch.float64 else tensors["gamma"]
-            t = tensors.get("t")
-            return cls(gamma, torch.linspace(0, 1, len(gamma)) if t is None else t)
-        except (OSError, KeyError, ValueError, RuntimeError, AttributeError, _safetensors_error()) as error:
-            reason = "it holds no tensor named 'gamma'" if isinstance(error, KeyError) else error
+            t = tensors.get("t", torch.linspace(0, 1, len(gamma)))
+            return cls(gamma, t, path.name)
+        except (OSError, EOFError, KeyError, ValueError, RuntimeError, TypeError, _safetensors_error()) as error:
+            reason = "it holds no tensor named 'gamma'" if isinstance(error, KeyError) else str(error).rstrip(".")
             raise ValueError(
-                f"progress file {path.name} cannot be used: {reason} Needed is a .safetensors with 'gamma' [rows, "
+                f"progress file {path.name} cannot be used: {reason}. Needed is a .safetensors with 'gamma' [rows, "
                 "bins] and 't' [rows], or a .pt with one [rows, bins] tensor."
             ) from error
 
@@ -108,7 +114,7 @@ def shipped_progress(name: str = UNGUIDED) -> ProgressMatrix:
     if name not in FITS:
         raise ValueError(f"progress {name!r} is not shipped; shipped are {', '.join(FITS)}.")
     t = torch.linspace(0, 1, 250, dtype=torch.float64)
-    return ProgressMatrix(torch.from_numpy(fitted_gamma(t.numpy(), FITS[name])), t)
+    return ProgressMatrix(torch.from_numpy(fitted_gamma(t.numpy(), FITS[name])), t, name)
 
 
 def approximation(num_bins: int = 2) -> ProgressMatrix:
@@ -180,6 +186,8 @@ def _band_spectrum(latent: Tensor, patch_size: int, num_bins: int) -> np.ndarray
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError("it is no file")
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .noise import NoiseStreams
+from .noise import NoiseStreams, checked_batch_index
 from .params import CNSParams
 from .progress import ProgressMatrix, resolve_progress
 from .solvers import SOLVERS, Step, ode_euler
@@ -55,14 +55,10 @@ class CNSRun:
         self._previous: tuple[Tensor, float] | None = None
         if params.s_churn == 0:
             return
-        batch_index = range(shape[0]) if batch_index is None else [int(index) for index in batch_index]
-        if len(batch_index) != shape[0]:
-            raise ValueError(
-                f"batch_index has {len(batch_index)} entries for a batch of {shape[0]}; give one for each image."
-            )
-        self._streams = NoiseStreams(seed, batch_index, self._values[0])
-        self._gains = _gain_table(params, resolve_progress(params, progress), self._values, shape, patch_size)
-        self._gains = [part.to(device) for part in self._gains]
+        self._streams = NoiseStreams(seed, checked_batch_index(batch_index, shape[0]), self._values[0])
+        index, count = radial_bands(shape[-2] * patch_size, shape[-1] * patch_size, params.num_freq_bins)
+        power = power_table(params, resolve_progress(params, progress), self._values, count)
+        self._gains = power.sqrt().float().to(device), index.to(device)
 
     def step(self, i: int, x: Tensor, denoised: Tensor) -> Tensor:
         """x at ``sigmas[i + 1]`` from x and the predicted x0 at ``sigmas[i]``; call it once a step, in order."""
@@ -144,14 +140,11 @@ def _checked_sigmas(sigmas: Tensor) -> list[float]:
     return values
 
 
-def _gain_table(
-    params: CNSParams, progress: ProgressMatrix, sigmas: list[float], shape: Sequence[int], patch_size: int
-) -> list[Tensor]:
-    """Gain per step and band [steps, bins], and the band of every mode of the unpatchified grid."""
+def power_table(params: CNSParams, progress: ProgressMatrix, sigmas: Sequence[float], count: Tensor) -> Tensor:
+    """β² of every step and band of a schedule, float64 [steps, bins]; ``count`` from `radial_bands`."""
     steps, bins = len(sigmas) - 1, params.num_freq_bins
-    index, count = radial_bands(shape[-2] * patch_size, shape[-1] * patch_size, bins)
-    power = [
+    rows = [
         band_power(params, progress.at(1.0 - sigma, bins), alpha_tilt(params, i, steps), count)
         for i, sigma in enumerate(sigmas[:-1])
     ]
-    return [torch.stack(power).sqrt().float(), index]
+    return torch.stack(rows)

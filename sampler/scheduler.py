@@ -15,9 +15,11 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchEulerDiscreteSchedulerOutput,
 )
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  pipelines look for it here to load us
 from torch import Tensor
 
-from .params import CNSParams, public_name
+from .noise import MAX_SEED
+from .params import CNSParams, checked_number, public_name
 from .progress import ProgressMatrix
 from .sampling import CNSRun
 
@@ -106,11 +108,12 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
 
         Args:
             seed: of the injected noise, 0 to 2^64 - 1.
-            latent_size: (height, width) in tokens, for packed tokens.
+            latent_size: (height, width) in tokens, for packed tokens of one picture each (not of a video).
             batch_index: of each image; 0 to B - 1 where None.
             progress: γ, where it is not the shipped matrix.
         """
-        self._seed, self._latent_size, self._batch_index, self._progress = seed, latent_size, batch_index, progress
+        self._seed = checked_number("seed", seed, 0, MAX_SEED, whole=True)
+        self._latent_size, self._batch_index, self._progress = latent_size, batch_index, progress
 
     def set_sigmas(self, sigmas: np.ndarray | Sequence[float], device: str | torch.device | None = None) -> None:
         """Set the schedule as it stands, where `set_timesteps` would shift it: [steps + 1], ending at 0."""
@@ -124,6 +127,12 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
         model_output: Tensor,
         timestep: float | Tensor,
         sample: Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = float("inf"),
+        s_noise: float = 1.0,
+        generator: torch.Generator | None = None,
+        per_token_timesteps: Tensor | None = None,
         return_dict: bool = True,
     ) -> FlowMatchEulerDiscreteSchedulerOutput | tuple[Tensor]:
         """One step from the predicted velocity ``ε - x0``.
@@ -132,6 +141,9 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
             model_output: velocity, the shape of ``sample``.
             timestep: one of ``timesteps``.
             sample: packed tokens [B, tokens, channels] or a grid [B, channels, ..., height, width].
+            s_churn, s_tmin, s_tmax, s_noise, generator: unused, as by the parent's deterministic step; the noise
+                is set by the config and `set_run`.
+            per_token_timesteps: only without CNS, which needs one sigma for the whole picture.
 
         Returns:
             the next sample, in the dtype of ``model_output``.
@@ -151,7 +163,11 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
                 batch_index=self._batch_index,
             )
         if self._run.plain:
-            return super().step(model_output, timestep, sample, return_dict=return_dict)
+            return super().step(
+                model_output, timestep, sample, per_token_timesteps=per_token_timesteps, return_dict=return_dict
+            )
+        if per_token_timesteps is not None:
+            raise ValueError("per_token_timesteps were given; CNS needs one sigma for all tokens. Turn enable_cns off.")
         x, velocity = self._to_grid(sample.float()), self._to_grid(model_output.float())
         denoised = x - self.sigmas[self.step_index] * velocity
         x = self._run.step(self.step_index - self._first, x, denoised)

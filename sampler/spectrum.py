@@ -59,7 +59,7 @@ def radial_bands(height: int, width: int, num_bins: int) -> tuple[Tensor, Tensor
     Returns:
         index int64 [height, width // 2 + 1] for the ``rfft2`` grid, count float64 [num_bins].
     """
-    fy, fx = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
+    fy, fx = (torch.fft.fftfreq(side, dtype=torch.float32, device="cpu") for side in (height, width))
     radius = torch.sqrt(fx[None, :] ** 2 + fy[:, None] ** 2)
     radius = radius / radius.max().clamp(min=torch.finfo(radius.dtype).tiny)
     index = (radius * (num_bins - 1)).long().clamp(0, num_bins - 1)

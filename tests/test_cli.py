@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from importlib import metadata
 
 import numpy as np
@@ -123,7 +125,7 @@ def test_options_override_the_file_and_flags_can_be_turned_off(klein, tmp_path):
         (["generate", "-p", "x", "--lora", "no.safetensors:1"], "LoRA no.safetensors does not exist"),
         (["generate", "-p", "x", *["--lora", "a"] * 4], "4 LoRAs were given; at most 3"),
         (["generate", "-p", "x"], "model 'nowhere' does not exist"),
-        (["generate", "-p", "x", "--cns-gamma-file", "no.pt"], "progress file no.pt cannot be used"),
+        (["generate", "-p", "x", "--enable-cns", "--cns-gamma-file", "no.pt"], "progress file no.pt cannot be used"),
         (["generate", "-p", "x", "--enable-cns", "--cns-gamma-source", "reference"], "needs at least one reference"),
         (["generate", "-p", "x", "--params", "no.json"], "--params no.json cannot be read as JSON"),
     ],
@@ -143,7 +145,9 @@ def test_params_files_that_are_wrong(klein, tmp_path):
         ('{"prompt": "x", "steps": 4}', "has unknown steps; known are"),
         ('{"prompt": "x", "cns_churn": 4}', "unknown CNS parameter cns_churn"),
         ('{"prompt": "x", "image_urls": ["a.png"]}', "so it edits pictures; run klein-cns edit"),
-        ('{"prompt": "x", "output_format": "gif"}', "output_format is 'gif'"),
+        ('{"prompt": "x", "loras": "style.safetensors"}', "loras is 'style.safetensors'; give a list"),
+        ('{"prompt": "x", "loras": [5]}', "LoRA 5 is neither PATH:SCALE"),
+        ('{"prompt": "x", "guidance_scale": 1e400}', "guidance_scale is inf"),
         ('{"prompt": 3}', "prompt is 3; it must be text"),
     ):
         file.write_text(content)
@@ -151,6 +155,64 @@ def test_params_files_that_are_wrong(klein, tmp_path):
         assert status == 1 and says in err, content
     status, _, err = klein("generate", "-p", "x", "-o", tmp_path / "a.bmp", *QUICK)
     assert status == 1 and "the ending of" in err and ".png, .jpg" in err
+
+
+def test_the_ending_decides_the_format(klein, tmp_path):
+    status, _, err = klein("generate", "-p", "x", "-o", tmp_path / "a.png", *QUICK, "--output-format", "jpeg")
+    assert status == 1 and "--output-format is jpeg, but" in err and "ends in .png" in err
+    file = tmp_path / "request.json"
+    file.write_text('{"prompt": "x", "output_format": "png", "image_urls": [], "negative_prompt": null}')
+    status, *_ = klein("generate", "--params", file, "-o", tmp_path / "a.JPG", *QUICK, "--image-size", "64x64")
+    with Image.open(tmp_path / "a.JPG") as image:
+        assert status == 0 and image.format == "JPEG"
+
+
+def test_output_places_that_cannot_be_written_are_refused_before_the_model_is_looked_for(klein, cat, tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    for output, says in ((tmp_path / "folder.png", "is a folder"), (cat / "a.png", "cannot be written")):
+        status, _, err = klein("generate", "-p", "x", "-o", output, "--model", "nowhere")
+        assert status == 1 and says in err and "nowhere" not in err
+
+
+def test_positional_pictures_replace_those_of_the_file(klein, cat, tmp_path):
+    file = tmp_path / "request.json"
+    file.write_text('{"prompt": "x", "image_urls": ["https://example.com/a.png"]}')
+    status, *_ = klein("edit", cat, "--params", file, "-o", tmp_path / "a.png", *QUICK)
+    assert status == 0 and parameters(tmp_path / "a.png")["images"] == ["cat.png"]
+
+
+def test_the_parameters_of_a_picture_make_it_again(klein, tmp_path):
+    first = ["generate", "-p", "a cat", "-o", tmp_path / "a.png", *QUICK, "--image-size", "64x64", "--enable-cns"]
+    klein(*first, "--cns-gamma-file", "sit_xl2_cfg_1.5")
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps(parameters(tmp_path / "a.png")))
+    assert json.loads(file.read_text())["cns_gamma_file"] == "sit_xl2_cfg_1.5"
+    status, *_ = klein("generate", "--params", file, "-o", tmp_path / "b.png", "--model", "tiny", "--device", "cpu")
+    assert status == 0 and parameters(tmp_path / "b.png") == parameters(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as a, Image.open(tmp_path / "b.png") as b:
+        assert np.array_equal(a, b)
+
+
+def test_a_saved_folder_is_a_model(klein, tmp_path, pipeline):
+    pipeline.save_pretrained(tmp_path / "klein")
+    for model, output in (("tiny", "a.png"), (tmp_path / "klein", "b.png")):
+        args = ["generate", "-p", "a cat", "-o", tmp_path / output, "--image-size", "64x64", *QUICK[2:]]
+        status, _, err = klein(*args, "--model", model)
+        assert status == 0 and "random weights make noise" in err
+    with Image.open(tmp_path / "a.png") as a, Image.open(tmp_path / "b.png") as b:
+        assert np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max() <= 1
+
+
+def test_ctrl_c_in_the_first_seconds(tmp_path):
+    """A real signal to a real process, while it still imports."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "klein_cns.cli", "generate", "-p", "x", "-o", str(tmp_path / "a.png"), *QUICK],
+        stderr=subprocess.PIPE, text=True,
+    )
+    time.sleep(0.6)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
 
 
 def test_ctrl_c_stops_cleanly(klein, tmp_path, monkeypatch):

@@ -101,6 +101,7 @@ def test_a_file_that_would_apply_in_part_is_refused_and_leaves_nothing_behind(ow
                            "transformer.other.lora_B.weight": torch.ones(8, 4)},
         "other shapes": {**state, key: torch.ones(64, 4)},
         "NaN": {**state, key: torch.full_like(state[key], np.nan)},
+        "NaN in A": {**state, f"transformer.{MODULES[1]}.lora_A.weight": torch.full((4, 128), np.nan)},
         "no LoRA": {"weight": torch.ones(3)},
         "other names": {name.removeprefix("transformer."): tensor for name, tensor in state.items()},
     }

@@ -11,7 +11,7 @@ import torch
 from klein_cns.klein import KleinPipeline, flux2_sigmas, tiny
 from klein_cns.klein.prompts import encode_prompt
 from klein_cns.klein.references import to_pixels
-from klein_cns.sampler import CNSParams
+from klein_cns.sampler import CNSParams, shipped_progress
 from PIL import Image
 
 SMALL = {"num_inference_steps": 3, "seed": 5, "image_size": (96, 64)}
@@ -208,7 +208,12 @@ def test_bfloat16_keeps_latents_and_timesteps_exact(photo):
         ({"reference_megapixels": 0}, "reference_megapixels is 0"),
         ({"negative_prompt": None}, "negative_prompt is None; it must be text"),
         ({"cns": {"s_churn": 1}}, "cns is .*give CNSParams"),
-        ({"batch_index": [0, 1]}, "batch_index has 2 entries for num_images 1"),
+        ({"batch_index": [0, 1]}, "batch_index has 2 entries for a batch of 1"),
+        ({"batch_index": [-1]}, "batch_index is -1; allowed is a whole number from 0"),
+        ({"batch_index": [0.5]}, "batch_index is 0.5"),
+        ({"images": None}, "images is a NoneType; give a list of pictures"),
+        ({"images": [torch.zeros(3, 64, 64)]}, "a picture is a Tensor; give a file's path"),
+        ({"images": [Image.new("RGB", (0, 64))]}, "is 0x64, without any pixel"),
         ({"images": [Image.new("RGB", (64, 64))] * 5}, "5 pictures were given; at most 4"),
     ],
 )
@@ -259,6 +264,40 @@ def test_a_distilled_klein_is_said_to_be_one(tmp_path):
     index.write_text(json.dumps({**json.loads(index.read_text()), "is_distilled": True}))
     with pytest.warns(UserWarning, match="distilled klein, made for 4 steps"):
         KleinPipeline.from_pretrained(str(tmp_path), device="cpu")
+
+
+def test_a_result_that_is_not_finite_is_an_error_and_no_black_picture():
+    pipeline = KleinPipeline.from_pretrained("tiny", device="cpu")
+    pipeline.pipe.transformer.proj_out.weight.data.fill_(float("inf"))
+    with pytest.raises(ValueError, match="result holds NaN or infinite values; lower the scale of the LoRAs"):
+        edit(pipeline)
+
+
+def test_gamma_source_and_matrix_must_agree(pipeline, photo):
+    for source, says in (("reference", "'reference', yet a progress matrix"), ("approximation", "takes gamma = t")):
+        with pytest.raises(ValueError, match=says):
+            edit(pipeline, [photo], cns=CNSParams(gamma_source=source), progress=shipped_progress())
+
+
+def test_a_device_that_is_not_there_and_weights_that_are_cut(tmp_path):
+    with pytest.raises(ValueError, match="device 'toaster' cannot be used"):
+        KleinPipeline.from_pretrained("tiny", device="toaster")
+    tiny().save_pretrained(tmp_path)
+    for part in ("text_encoder", "transformer"):
+        (weights,) = (tmp_path / part).glob("*.safetensors")
+        weights.write_bytes(weights.read_bytes()[:1000])
+        with pytest.raises(ValueError, match="cannot be loaded .*download its folder again"):
+            KleinPipeline.from_pretrained(str(tmp_path), device="cpu")
+
+
+def test_saving_the_tiny_klein_leaves_other_files_alone(tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(1)}, tmp_path / "mine.safetensors", metadata={"author": "me"})
+    tiny().save_pretrained(tmp_path)
+    with safe_open(tmp_path / "mine.safetensors", "pt") as opened:
+        assert opened.metadata() == {"author": "me"}
 
 
 class MeanVAE(torch.nn.Module):

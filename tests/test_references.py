@@ -28,6 +28,10 @@ def test_modes(tmp_path, photo):
     assert sixteen.mode.startswith("I;16")
     found = np.asarray(load_picture(save(tmp_path, sixteen)), dtype=int)
     assert np.abs(found - RAMP[..., None]).max() <= 1
+    dim = Image.fromarray(np.full((8, 8), 200, dtype=np.int32))
+    assert np.asarray(load_picture(save(tmp_path, dim, "dim.tif"))).max() == 200
+    with pytest.raises(ValueError, match="beyond 16 bits"):
+        load_picture(save(tmp_path, Image.fromarray(np.full((8, 8), 70000, dtype=np.int32)), "deep.tif"))
     cmyk = np.asarray(load_picture(save(tmp_path, photo.convert("CMYK"), "picture.tif")), dtype=int)
     assert np.abs(cmyk - np.asarray(photo, dtype=int)).mean() < 2
     palette = np.asarray(load_picture(save(tmp_path, photo.quantize(256))), dtype=int)

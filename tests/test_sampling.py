@@ -8,9 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from klein_cns.klein import flux2_sigmas
-from klein_cns.sampler import CNSParams, CNSRun, sample_cns, shipped_progress
+from klein_cns.sampler import CNSParams, CNSRun, reference_progress, sample_cns, shipped_progress
 from klein_cns.sampler.noise import NoiseStreams
-from klein_cns.sampler.sampling import CNSRun as Run
 from klein_cns.sampler.solvers import SOLVERS
 from test_spectrum import PARAMS
 
@@ -75,8 +74,27 @@ def test_sde_2m_without_churn_is_dpm_solver_2m():
 @given(params=PARAMS)
 @settings(max_examples=60, deadline=None)
 def test_no_allowed_combination_gives_nan(params):
-    out = run(noise((1, 16, 3, 5)), params=params)
+    x = noise((1, 16, 3, 5))
+    progress = reference_progress(x, 2) if params.gamma_source == "reference" else None
+    out = run(x, params=params, progress=progress)
     assert bool(out.isfinite().all())
+
+
+@pytest.mark.parametrize("solver", ["sde", "sde_2m"])
+def test_energy_scale_of_the_sde_solvers(solver):
+    """The result is linear in the injected noise, so equal steps of energy make equal differences."""
+    out = [run(sigmas=SIGMAS[:2], params=CNSParams(solver=solver, energy_scale=e)) for e in (0.5, 1.0, 1.5)]
+    torch.testing.assert_close(out[1] - out[0], out[2] - out[1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(out[0], out[1])
+
+
+def test_the_default_dtype_of_torch_changes_nothing():
+    x, expected = noise(), run()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(run(x), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_energy_scale_scales_the_injected_noise_exactly():
@@ -144,7 +162,7 @@ def test_a_schedule_split_in_two_equals_one_run_with_the_same_noise(params):
     x, halves = noise(), (SIGMAS[:4], SIGMAS[3:])
     streams = None
     for sigmas in halves:
-        part = Run(params, sigmas, x.shape, x.device, patch_size=2, seed=11)
+        part = CNSRun(params, sigmas, x.shape, x.device, patch_size=2, seed=11)
         part._streams = streams = streams or part._streams
         for i in range(len(sigmas) - 1):
             x = part.step(i, x, model(x, sigmas[i].expand(len(x))))

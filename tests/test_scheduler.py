@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
 from klein_cns.klein import flux2_sigmas
 from klein_cns.sampler import CNSParams, sample_cns
 from klein_cns.sampler.scheduler import FlowMatchCNSScheduler
@@ -102,6 +102,26 @@ def test_save_and_load(pipe, tmp_path):
     assert loaded.params == scheduler.params == CNSParams(s_churn=0.7, solver="sde", num_freq_bins=16)
     back = FlowMatchEulerDiscreteScheduler.from_config(loaded.config)
     assert torch.equal(call(pipe, back), call(pipe, cns(pipe, enable_cns=False)))
+
+
+def test_a_pipeline_saved_with_it_loads(pipe, tmp_path):
+    pipe.scheduler = cns(pipe, cns_s_churn=0.7)
+    pipe.save_pretrained(tmp_path)
+    loaded = Flux2KleinPipeline.from_pretrained(tmp_path)
+    assert isinstance(loaded.scheduler, FlowMatchCNSScheduler)
+    assert loaded.scheduler.params == CNSParams(s_churn=0.7)
+
+
+def test_step_has_the_parents_parameters():
+    parent = inspect.signature(FlowMatchEulerDiscreteScheduler.step).parameters
+    assert list(inspect.signature(FlowMatchCNSScheduler.step).parameters) == list(parent)
+    scheduler = FlowMatchCNSScheduler()
+    scheduler.set_timesteps(2)
+    x = torch.ones(1, 16, 4, 4)
+    with pytest.raises(ValueError, match="CNS needs one sigma for all tokens"):
+        scheduler.step(x, scheduler.timesteps[0], x, per_token_timesteps=torch.ones(1, 16))
+    with pytest.raises(ValueError, match="seed is -1"):
+        scheduler.set_run(seed=-1)
 
 
 def test_packed_tokens_without_their_size(pipe):

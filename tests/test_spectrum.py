@@ -81,7 +81,7 @@ PARAMS = st.builds(
     energy_scale=st.floats(0.5, 1.5),
     solver=st.sampled_from(["euler", "sde", "sde_2m"]),
     formula=st.sampled_from(["endpoint", "authors"]),
-    gamma_source=st.sampled_from(["matrix", "approximation"]),
+    gamma_source=st.sampled_from(["matrix", "approximation", "reference"]),
 )
 
 
