@@ -1,4 +1,4 @@
-"""Which FLUX model a set of weights is, told from its shapes."""
+"""Which FLUX model a set of weights is, told from its shapes, and which files a klein 9B Base is made of."""
 
 from __future__ import annotations
 
@@ -25,6 +25,46 @@ KLEIN_9B = Architecture("FLUX.2 [klein] 9B", 4096, 8, 24, 4096, "Qwen3-8B")
 KLEIN_4B = Architecture("FLUX.2 [klein] 4B", 3072, 5, 20, 2560, "Qwen3-4B")
 DEV = Architecture("FLUX.2 [dev]", 6144, 8, 48, 5120, "Mistral-Small-3.2-24B")
 ARCHITECTURES = (KLEIN_9B, KLEIN_4B, DEV)
+TINY = Architecture("random test weights of a tiny klein", 128, 2, 3, 32, "random test weights of a tiny Qwen3")
+FLUX_1_WIDTHS = (3072, 4096)  # hidden, context
+TEXT_LAYERS = 28  # the last hidden state that klein reads is the 27th, and it must not be the normed final one
+LATENT_CHANNELS = 32
+
+
+class Wanted(NamedTuple):
+    """One file of a klein 9B Base: what it holds, its folder in ComfyUI, (usual name, repository) of each source."""
+
+    what: str
+    folder: str
+    sources: tuple[tuple[str, str], ...]
+
+    @property
+    def advice(self) -> str:
+        """The end of a sentence that tells what to get, from where, and where to put it."""
+        named = " or ".join(f"{file} (https://huggingface.co/{repository})" for file, repository in self.sources)
+        return f"needed is {self.what}, usually {named}, in the folder models/{self.folder}."
+
+
+WANTED = {
+    "transformer": Wanted(
+        f"{KLEIN_9B.name} Base",
+        "diffusion_models",
+        (("flux-2-klein-base-9b-fp8.safetensors", "black-forest-labs/FLUX.2-klein-base-9b-fp8"),),
+    ),
+    "text_encoder": Wanted(
+        KLEIN_9B.text_encoder,
+        "text_encoders",
+        (("qwen_3_8b_fp8mixed.safetensors", "Comfy-Org/flux2-klein-9B"),),
+    ),
+    "vae": Wanted(
+        "FLUX.2's VAE",
+        "vae",
+        (
+            ("full_encoder_small_decoder.safetensors", "black-forest-labs/FLUX.2-small-decoder"),
+            ("flux2-vae.safetensors", "Comfy-Org/flux2-dev"),
+        ),
+    ),
+}
 
 
 def recognize(hidden: int, context: int) -> Architecture | None:
@@ -53,9 +93,9 @@ def check_components(transformer: dict[str, Any], text_encoder: dict[str, Any], 
             f"the text encoder has width {width}, but {name} was trained with {wanted}; "
             "put that model into the folder text_encoder."
         )
-    if vae.get("latent_channels") != 32:
+    if vae.get("latent_channels") != LATENT_CHANNELS:
         raise ValueError(
-            f"the VAE has {vae.get('latent_channels')} latent channels, FLUX.2's has 32; "
+            f"the VAE has {vae.get('latent_channels')} latent channels, FLUX.2's has {LATENT_CHANNELS}; "
             "put FLUX.2's VAE into the folder vae."
         )
     return name

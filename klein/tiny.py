@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .architecture import TEXT_LAYERS, TINY
+
 if TYPE_CHECKING:
     from diffusers import Flux2KleinPipeline
 
 COMPONENTS = ("transformer", "text_encoder", "vae")
 MARK = ("klein_cns", "tiny")  # in the metadata of every safetensors file of a tiny klein
-TEXT_WIDTH = 32
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -36,10 +37,10 @@ def tiny(seed: int = 0) -> Flux2KleinPipeline:
 
     with torch.random.fork_rng(devices=[]):
         transformer = Flux2Transformer2DModel(
-            num_layers=2,
-            num_single_layers=3,
-            num_attention_heads=1,
-            joint_attention_dim=3 * TEXT_WIDTH,
+            num_layers=TINY.double_blocks,
+            num_single_layers=TINY.single_blocks,
+            num_attention_heads=TINY.hidden // 128,
+            joint_attention_dim=TINY.context,
             guidance_embeds=False,
         )
         vae = AutoencoderKLFlux2(block_out_channels=(32,) * 4, layers_per_block=1)
@@ -47,9 +48,9 @@ def tiny(seed: int = 0) -> Flux2KleinPipeline:
         text_encoder = Qwen3ForCausalLM(
             Qwen3Config(
                 vocab_size=len(tokenizer),
-                hidden_size=TEXT_WIDTH,
-                intermediate_size=2 * TEXT_WIDTH,
-                num_hidden_layers=28,
+                hidden_size=TINY.text_width,
+                intermediate_size=2 * TINY.text_width,
+                num_hidden_layers=TEXT_LAYERS,
                 num_attention_heads=1,
                 num_key_value_heads=1,
                 head_dim=128,
