@@ -105,7 +105,8 @@ class Identity(NamedTuple):
     ``kind``: transformer, text_encoder, vae, lora or unknown. ``name``: which one, in words. ``layout``: bfl,
     diffusers, or None where a kind has only one. ``prefix``: before the layout's own names. ``precision``: the
     formats of its matrices in words, the largest share first. ``tiny``: marked as random test weights. ``width``: of
-    the hidden states, or the latent channels of a VAE. ``context``: of the prompt embeddings a transformer takes. ``lacks``: what an incomplete one misses, in words; empty for a whole one.
+    the hidden states, or the latent channels of a VAE. ``context``: of the prompt embeddings a transformer takes.
+    ``lacks``: what an incomplete one misses, in words; empty for a whole one.
     """
 
     file: str
