@@ -75,8 +75,8 @@ def bfl_to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a ``Flux2Transformer2DModel`` of those in BFL layout; the inverse of `diffusers_to_bfl`.
 
     Args:
-        state: unquantised weights of any dtype, on any device, without a prefix. Tensors that need no change are
-            not copied.
+        state: unquantised weights of any dtype, on any device, without a prefix. Nothing but the final norm is
+            copied: q, k and v are views of one tensor.
 
     Raises:
         ValueError: keys that are missing or unknown, quantisation scales among them; rows that do not
@@ -142,8 +142,7 @@ def _to_diffusers(row: Row, tensor: Tensor) -> list[Tensor]:
     count = len(row.diffusers)
     if len(tensor) % count:
         raise ValueError(f"{row.bfl} has {len(tensor)} rows, which do not divide into {count} equal parts.")
-    # Copied, because safetensors refuses to save tensors that share memory.
-    return [tensor] if count == 1 else [part.clone() for part in tensor.chunk(count)]
+    return list(tensor.chunk(count))
 
 
 def _swap_halves(tensor: Tensor) -> Tensor:

@@ -358,7 +358,7 @@ def _check_offsets(label: str, entries: Mapping[str, Any], size: int) -> None:
     end = 0
     for start, stop, name in spans:
         if start != end:
-            fault = "overlaps the one before it" if start < end else "leaves a gap before it"
+            fault = "overlaps another" if start < end else "leaves a gap before it"
             raise ValueError(f"{label} is damaged: in its data {name} {fault}.")
         end = stop
     if end != size:

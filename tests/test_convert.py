@@ -71,6 +71,8 @@ def test_shapes_and_halves_by_hand(state):
     assert torch.equal(scale, state["norm_out.linear.weight"][:128])
     assert torch.equal(shift, state["norm_out.linear.weight"][128:])
     assert there["single_blocks.2.norm.key_norm.scale"] is state["single_transformer_blocks.2.attn.norm_k.weight"]
+    back = bfl_to_diffusers(there)["transformer_blocks.1.attn.add_v_proj.weight"]
+    assert back.data_ptr() == there["double_blocks.1.txt_attn.qkv.weight"][256:].data_ptr()
 
 
 def test_the_table_names_every_tensor_once():
