@@ -378,7 +378,7 @@ def _packed(header: Header) -> Identity | None:
 def _transformer(header: Header) -> Identity | None:
     for layout in LAYOUTS:
         prefix = _prefix(header, layout.text_in, TRANSFORMER_PREFIXES)
-        if prefix is not None and prefix + layout.image_in in header.tensors:
+        if prefix is not None and _shape(header, prefix + layout.image_in):
             return _flux(header, layout, prefix)
     for prefix in TRANSFORMER_PREFIXES:
         starts = tuple(prefix + block for block in DIFFUSION_BLOCKS)

@@ -249,6 +249,13 @@ def test_identify(models, model, kind, name, layout, width, context):
     assert (found.file, found.tiny, found.distilled, found.lacks) == ("x.safetensors", False, False, "")
 
 
+@pytest.mark.parametrize("shape", [[], [0], [7], [1, 2, 3]])
+def test_strange_shapes_are_judged_too(models, shape):
+    for tensors in models.values():
+        found = identify(as_header({name: (dtype, shape) for name, (dtype, _) in tensors.items()}))
+        assert "klein" not in found.name and found.name != "FLUX.2 VAE"
+
+
 @pytest.mark.parametrize("model", ["9B", "9B diffusers", "4B", "dev", "Qwen3-8B", "Qwen3-4B"])
 @pytest.mark.parametrize(
     ("kind", "words"),
