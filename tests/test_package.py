@@ -47,7 +47,7 @@ def test_requirements_are_the_projects_but_for_torch():
 
 def test_every_package_is_installed():
     listed = set(project()["tool"]["setuptools"]["packages"])
-    assert listed == {"klein_cns", *(f"klein_cns.{name}" for name in PACKAGES)}
+    assert listed == {"klein_cns", "klein_cns.nodes", *(f"klein_cns.{name}" for name in PACKAGES)}
 
 
 def imported(path):
@@ -72,6 +72,13 @@ def test_imports_run_one_way_and_late(path):
             assert level == 0 or first in ALLOWED[package], f"{path} imports {module}"
         if at_top and first in LATE:
             assert path == ROOT / "sampler" / "scheduler.py"  # a diffusers class; itself imported late
+
+
+def test_nodes_do_no_imports_of_their_siblings_internals():
+    for path in sorted((ROOT / "nodes").glob("*.py")):
+        for level, module, _ in imported(path):
+            assert module.split(".")[0] != "klein_cns"
+            assert level < 2 or module.split(".")[0] in PACKAGES, f"{path} imports {module}"
 
 
 def run_python(code, cwd):
@@ -128,3 +135,8 @@ def test_readme_lists_every_cns_parameter():
         if "min" in spec.metadata:
             assert row.group(2) == f"{spec.metadata['min']:g} to {spec.metadata['max']:g}"
         assert row.group(3) == spec.metadata["help"]
+
+
+def test_every_node_has_a_help_page():
+    ids = set(re.findall(r'node_id="(\w+)"', "".join(path.read_text() for path in (ROOT / "nodes").glob("*.py"))))
+    assert ids == {path.stem for path in (ROOT / "web" / "docs").glob("*.md")}

@@ -1,0 +1,24 @@
+"""The ComfyUI surface. A node converts types and calls the core; one file a node, no mathematics here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import ComfyExtension, io
+
+from .base_loader import KleinBaseLoader
+from .cns_inputs import GAMMA_FOLDER
+from .cns_ksampler import CNSKSampler
+from .cns_sampler import CNSSampler
+from .decode import KleinDecode
+from .edit_conditioner import KleinEditConditioner
+
+folder_paths.add_model_folder_path(GAMMA_FOLDER, str(Path(folder_paths.models_dir) / GAMMA_FOLDER))
+
+
+class KleinExtension(ComfyExtension):
+    """The pack as ComfyUI loads it."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [KleinBaseLoader, KleinEditConditioner, CNSKSampler, CNSSampler, KleinDecode]

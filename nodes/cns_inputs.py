@@ -1,0 +1,82 @@
+"""The CNS widgets, made from `CNSParams`: one list for every node that has them."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..sampler.gamma_fits import FITS
+from ..sampler.params import LOCAL_NAMES, SWITCH, CNSParams, public_name
+from ..sampler.progress import ProgressMatrix, shipped_progress
+
+CATEGORY = "klein"
+GAMMA_FOLDER = "cns_gamma"
+GAMMA_FILE = "cns_gamma_file"
+FLUX2_CHANNELS = 128
+
+
+def cns_inputs() -> list[io.Input]:
+    """enable_cns and every ``cns_*`` of the endpoint in its order, then the local ones as advanced widgets."""
+    endpoint = [spec for spec in fields(CNSParams) if public_name(spec.name) not in LOCAL_NAMES]
+    local = [spec for spec in fields(CNSParams) if public_name(spec.name) in LOCAL_NAMES]
+    return [*(_widget(spec) for spec in endpoint), *(_widget(spec, advanced=True) for spec in local), _gamma_file()]
+
+
+def cns_params(values: dict[str, Any]) -> CNSParams:
+    """The parameters from a node's widget values, its other inputs left aside."""
+    names = {public_name(spec.name) for spec in fields(CNSParams)}
+    return CNSParams.from_endpoint({name: value for name, value in values.items() if name in names})
+
+
+def load_progress(params: CNSParams, gamma_file: str) -> ProgressMatrix | None:
+    """The matrix that ``cns_gamma_file`` names; None where γ does not come from a matrix.
+
+    Raises:
+        ValueError: a file that is neither shipped nor in ``models/cns_gamma``.
+    """
+    if not params.enable_cns or params.gamma_source != "matrix":
+        return None
+    if gamma_file in FITS:
+        return shipped_progress(gamma_file)
+    path = folder_paths.get_full_path(GAMMA_FOLDER, gamma_file)
+    if path is None:
+        raise ValueError(
+            f"{GAMMA_FILE} {gamma_file!r} does not exist; put it into models/{GAMMA_FOLDER}/, or choose one of "
+            f"{', '.join(gamma_files())}."
+        )
+    return ProgressMatrix.load(path)
+
+
+def gamma_files() -> list[str]:
+    """The shipped matrices, then the files of ``models/cns_gamma``."""
+    return [*FITS, *folder_paths.get_filename_list(GAMMA_FOLDER)]
+
+
+def patch_size(model: Any) -> int:
+    """2 where the model's latents are FLUX.2's 2x2 patches, else 1."""
+    latent_format = model.get_model_object("latent_format")
+    packed = (latent_format.latent_channels, getattr(latent_format, "spacial_downscale_ratio", None))
+    return 2 if packed == (FLUX2_CHANNELS, 16) else 1
+
+
+def _widget(spec: Any, advanced: bool | None = None) -> io.Input:
+    name, meta = public_name(spec.name), spec.metadata
+    common = {"tooltip": meta["help"], "advanced": advanced}
+    if "options" in meta:
+        return io.Combo.Input(name, options=list(meta["options"]), default=spec.default, **common)
+    if "min" not in meta:
+        default = False if spec.name == SWITCH else spec.default
+        return io.Boolean.Input(name, default=default, **common)
+    kind = io.Int if isinstance(spec.default, int) else io.Float
+    return kind.Input(name, default=spec.default, min=meta["min"], max=meta["max"], step=meta["step"], **common)
+
+
+def _gamma_file() -> io.Input:
+    files = gamma_files()
+    return io.Combo.Input(
+        GAMMA_FILE, options=files, default=files[0], advanced=True,
+        tooltip=f"Which gamma 'matrix' takes: a shipped fit, or a file of models/{GAMMA_FOLDER}/.",
+    )

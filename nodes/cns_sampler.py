@@ -1,0 +1,78 @@
+"""CNS Sampler: Colored Noise Sampling as a SAMPLER, for SamplerCustomAdvanced and any flow-matching model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..sampler import CNSParams, ProgressMatrix, sample_cns
+from .cns_inputs import CATEGORY, GAMMA_FILE, cns_inputs, cns_params, load_progress, patch_size
+
+
+class CNSSampler(io.ComfyNode):
+    """A SAMPLER; patch size from the model's latent format, seed from the host."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CNSSampler",
+            display_name="CNS Sampler",
+            category=CATEGORY,
+            description="Colored Noise Sampling as a sampler for SamplerCustomAdvanced.",
+            search_aliases=["colored noise", "klein", "sde"],
+            inputs=[
+                *cns_inputs(),
+                io.Int.Input(
+                    "cns_seed", default=-1, min=-1, max=2**63 - 1, advanced=True,
+                    tooltip="Seed of the injected noise. -1 takes the run's own; give one where the run has none "
+                    "(DisableNoise).",
+                ),
+            ],
+            outputs=[io.Sampler.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, cns_gamma_file: str) -> bool:
+        return True  # a missing file fails when the node runs, with the remedy
+
+    @classmethod
+    def execute(cls, cns_seed: int, **values: Any) -> io.NodeOutput:
+        params = cns_params(values)
+        if params.enable_cns and params.gamma_source == "reference":
+            raise ValueError(
+                "cns_gamma_source is 'reference', but this node sees no conditioning and so no reference pictures; "
+                "use CNS KSampler, or choose 'matrix'."
+            )
+        progress = load_progress(params, values[GAMMA_FILE])
+        return io.NodeOutput(make_sampler(params, progress, seed=None if cns_seed < 0 else cns_seed))
+
+
+def make_sampler(
+    params: CNSParams,
+    progress: ProgressMatrix | None,
+    seed: int | None = None,
+    batch_index: list[int] | None = None,
+) -> comfy.samplers.KSAMPLER:
+    """ComfyUI's wrapper (masks, noise scaling, previews) around `sample_cns`."""
+
+    def sample(
+        model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, callback: Any = None, disable: Any = None
+    ) -> Tensor:
+        if x.ndim < 4:
+            raise ValueError(
+                f"the latent reaches the sampler as {list(x.shape)}, without height and width; CNS cannot run on "
+                "latents packed of several kinds. Turn enable_cns off or use another sampler."
+            )
+        return sample_cns(
+            model, x, sigmas, extra_args, callback, disable,
+            params=params, progress=progress, seed=seed, batch_index=batch_index,
+            patch_size=patch_size(model.inner_model.model_patcher),
+        )
+
+    sample.__name__ = "sample_cns"
+    return comfy.samplers.KSAMPLER(sample)
+
+

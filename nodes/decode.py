@@ -1,0 +1,55 @@
+"""Klein Decode: the picture at exactly the size asked for, and for masked edits the original outside the mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..klein.masks import blend_inside
+from ..klein.sizes import latent_size
+from .cns_inputs import CATEGORY
+from .edit_conditioner import SIZE_KEY
+
+
+class KleinDecode(io.ComfyNode):
+    """LATENT and VAE in, IMAGE out."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KleinDecode",
+            display_name="Klein Decode",
+            category=CATEGORY,
+            description="Decodes and crops to exactly the size asked for.",
+            search_aliases=["vae decode", "crop"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="The sampled latent."),
+                io.Vae.Input("vae", tooltip="FLUX.2's VAE."),
+                io.Image.Input("original", optional=True, tooltip="The picture whose pixels stay outside the mask."),
+                io.Mask.Input("mask", optional=True, tooltip="Where the picture was edited; needs original."),
+            ],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, latent: dict[str, Any], vae: Any, original: Tensor | None = None, mask: Tensor | None = None
+    ) -> io.NodeOutput:
+        image = crop(vae.decode(latent["samples"]), latent)
+        if (original is None) != (mask is None):
+            given, missing = ("mask", "original") if original is None else ("original", "mask")
+            raise ValueError(f"{given} is connected but {missing} is not; connect both, or neither.")
+        if mask is not None:
+            kept, where = original[:1, ..., :3].movedim(-1, 1), mask.reshape(-1, 1, *mask.shape[-2:])[:1]
+            image = blend_inside(image.movedim(-1, 1), kept.to(image), where.to(image)).movedim(1, -1)
+        return io.NodeOutput(image)
+
+
+def crop(image: Tensor, latent: dict[str, Any]) -> Tensor:
+    """[B, H, W, 3] cut to the size that the latent records, unless the latent was resized since."""
+    width, height = latent.get(SIZE_KEY, (image.shape[2], image.shape[1]))
+    if latent_size(width, height) != tuple(latent["samples"].shape[-2:]):
+        return image
+    return image[:, :height, :width]

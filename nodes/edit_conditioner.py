@@ -1,0 +1,186 @@
+"""Klein Multi-Image Edit: prompts and up to four pictures as conditioning, and the latent to fill."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import comfy.model_management
+import node_helpers
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..klein.references import MAX_REFERENCES, pad_edges, prepare_reference
+from ..klein.sizes import AUTO, DEFAULT_SIZE, IMAGE_SIZES, MAX_SIDE, MIN_SIDE, latent_size, output_size
+from .cns_inputs import CATEGORY, FLUX2_CHANNELS
+from .messages import show
+
+CUSTOM = "custom"
+SIZE_KEY = "klein_size"  # (width, height) in the LATENT, for the decoder
+CACHED = 8  # encodings kept for each CLIP and VAE
+
+_encodings: WeakKeyDictionary[Any, OrderedDict[Hashable, Any]] = WeakKeyDictionary()
+
+
+class KleinEditConditioner(io.ComfyNode):
+    """CLIP, VAE, prompts and pictures in; positive, negative and latent out."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KleinEditConditioner",
+            display_name="Klein Multi-Image Edit",
+            category=CATEGORY,
+            description="Encodes the prompts and up to four pictures, and makes the latent of the result.",
+            search_aliases=["klein edit", "reference latent", "flux2 edit"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="klein's text encoder."),
+                io.Vae.Input("vae", tooltip="FLUX.2's VAE."),
+                io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip="What to make or change."),
+                io.String.Input(
+                    "negative_prompt", multiline=True, dynamic_prompts=True, default="", tooltip="What to avoid."
+                ),
+                io.Autogrow.Input(
+                    "images",
+                    template=io.Autogrow.TemplatePrefix(
+                        io.Image.Input("image", optional=True), prefix="image_", min=0, max=MAX_REFERENCES
+                    ),
+                    optional=True,
+                    tooltip="The pictures, in the order the prompt counts them. Every picture of a batch counts.",
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="Where the first picture may change."),
+                io.Combo.Input(
+                    "image_size", options=[AUTO, *IMAGE_SIZES, CUSTOM], default=AUTO,
+                    tooltip=f"auto: exactly the first picture's size, {DEFAULT_SIZE} without one. custom: width and "
+                    "height.",
+                ),
+                io.Int.Input(
+                    "width", default=1024, min=MIN_SIDE, max=MAX_SIDE, tooltip="Of the result, for custom. Any number."
+                ),
+                io.Int.Input(
+                    "height", default=1024, min=MIN_SIDE, max=MAX_SIDE, tooltip="Of the result, for custom. Any number."
+                ),
+                io.Int.Input("num_images", default=1, min=1, max=4, tooltip="How many pictures to make."),
+                io.Float.Input(
+                    "reference_megapixels", default=1.0, min=0.1, max=4.0, step=0.1, advanced=True,
+                    tooltip="Larger references are shrunk to this (1 = 1024 x 1024); none is enlarged.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Latent.Output(display_name="latent"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        clip: Any,
+        vae: Any,
+        prompt: str,
+        negative_prompt: str,
+        image_size: str,
+        width: int,
+        height: int,
+        num_images: int,
+        reference_megapixels: float,
+        images: dict[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+        **more: Any,
+    ) -> io.NodeOutput:
+        pictures = split_pictures(images or {}, more)
+        first = (pictures[0].shape[-1], pictures[0].shape[-2]) if pictures else None
+        size = output_size((width, height) if image_size == CUSTOM else image_size, first)
+        references = [encode_picture(vae, prepare_reference(picture, reference_megapixels)) for picture in pictures]
+        conditionings = []
+        for text in (prompt, negative_prompt):
+            conditioning = encode_text(clip, text)
+            if references:
+                conditioning = node_helpers.conditioning_set_values(conditioning, {"reference_latents": references})
+            conditionings.append(conditioning)
+        latent = empty_latent(size, num_images)
+        if mask is not None:
+            latent |= masked_latent(vae, pictures, mask, image_size, size, num_images)
+        if first and image_size == AUTO and size != first:
+            shown = f"{first[0]}x{first[1]} is scaled to {size[0]}x{size[1]}: a side has at most {MAX_SIDE} pixels."
+            show(cls.hidden.unique_id, shown)
+        return io.NodeOutput(*conditionings, latent)
+
+
+def split_pictures(images: dict[str, Tensor], more: dict[str, Any]) -> list[Tensor]:
+    """Each picture [1, 3, H, W], in socket order; empty sockets are skipped, a batch counts each of its pictures.
+
+    Raises:
+        ValueError: more than four.
+    """
+    sockets = {**images, **{name.removeprefix("images."): value for name, value in more.items()}}
+    order = sorted((name for name in sockets if sockets[name] is not None), key=lambda name: int(name.split("_")[-1]))
+    pictures = [picture[None, ..., :3].movedim(-1, 1) for name in order for picture in sockets[name]]
+    if len(pictures) > MAX_REFERENCES:
+        raise ValueError(
+            f"{len(pictures)} pictures are connected (every picture of a batch counts); klein takes at most "
+            f"{MAX_REFERENCES}. Disconnect some."
+        )
+    return pictures
+
+
+def encode_picture(vae: Any, pixels: Tensor) -> Tensor:
+    """Normalised latent [1, 128, h, w] of a padded picture [1, 3, H, W]."""
+    digest = hashlib.blake2b(pixels.cpu().contiguous().numpy().tobytes()).digest()
+    return _cached(vae, (tuple(pixels.shape), digest), lambda: vae.encode(pixels.movedim(1, -1)))
+
+
+def encode_text(clip: Any, text: str) -> Any:
+    """CONDITIONING of a prompt."""
+    return _cached(clip, text, lambda: clip.encode_from_tokens_scheduled(clip.tokenize(text)))
+
+
+def empty_latent(size: tuple[int, int], num_images: int) -> dict[str, Any]:
+    """A LATENT of zeros that covers a picture of ``size`` (width, height), and remembers it."""
+    samples = torch.zeros(
+        num_images, FLUX2_CHANNELS, *latent_size(*size), device=comfy.model_management.intermediate_device()
+    )
+    return {"samples": samples, SIZE_KEY: size}
+
+
+def masked_latent(
+    vae: Any, pictures: list[Tensor], mask: Tensor, image_size: str, size: tuple[int, int], num_images: int
+) -> dict[str, Any]:
+    """The first picture encoded, with the mask as noise mask [1, 1, H, W] over its padded size.
+
+    Raises:
+        ValueError: no picture, another size than the picture's own, or a mask of another size.
+    """
+    if not pictures:
+        raise ValueError("a mask is connected but no picture; connect the picture that it belongs to first.")
+    if image_size != AUTO:
+        raise ValueError(f"a mask edits the first picture in place, so image_size must be {AUTO}, not {image_size}.")
+    picture, mask = pictures[0], mask.reshape(-1, 1, *mask.shape[-2:])[:1]
+    if mask.shape[-2:] != picture.shape[-2:]:
+        raise ValueError(
+            f"the mask is {mask.shape[-1]}x{mask.shape[-2]} and the first picture "
+            f"{picture.shape[-1]}x{picture.shape[-2]}; draw the mask on that picture."
+        )
+    if (size[1], size[0]) != tuple(picture.shape[-2:]):
+        picture = F.interpolate(picture, (size[1], size[0]), mode="bicubic", antialias=True).clamp(0, 1)
+        mask = F.interpolate(mask, (size[1], size[0]), mode="bilinear", antialias=True)
+    samples = encode_picture(vae, pad_edges(picture))
+    return {"samples": samples.repeat(num_images, 1, 1, 1), "noise_mask": pad_edges(mask)}
+
+
+def _cached(encoder: Any, key: Hashable, encode: Callable[[], Any]) -> Any:
+    """The encoding under ``key``, from the last few of this encoder; it lives as long as the encoder."""
+    kept = _encodings.setdefault(encoder, OrderedDict())
+    if key not in kept:
+        kept[key] = encode()
+        if len(kept) > CACHED:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]

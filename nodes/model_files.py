@@ -1,0 +1,129 @@
+"""Finding the model's files in ComfyUI's folders, and loading them through ComfyUI's own loaders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import comfy.text_encoders.flux
+import comfy.utils
+import folder_paths
+import torch
+
+from ..klein.architecture import TEXT_LAYERS, TINY, WANTED
+from ..klein.convert import diffusers_to_bfl
+from ..klein.inspect import Identity, weight_files
+
+DIFFUSERS = "diffusers"
+WEIGHT_DTYPES = {  # ComfyUI's UNETLoader
+    "default": {},
+    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
+    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
+    "fp8_e5m2": {"dtype": torch.float8_e5m2},
+}
+
+
+def choices(kind: str) -> list[str]:
+    """What a combo offers: the files of ComfyUI's folder, then ``diffusers/<folder>/<kind>``; never empty."""
+    wanted = WANTED[kind]
+    found = [*folder_paths.get_filename_list(wanted.folder), *_diffusers_parts(kind)]
+    return found or [wanted.sources[0][0]]
+
+
+def find(kind: str, name: str) -> Path | None:
+    """The path of a choice; None where it does not exist (any more) or would leave its folder."""
+    if not name.startswith(f"{DIFFUSERS}/"):
+        path = folder_paths.get_full_path(WANTED[kind].folder, name)
+        return Path(path) if path else None
+    for root in folder_paths.get_folder_paths(DIFFUSERS):
+        path = Path(root) / name.removeprefix(f"{DIFFUSERS}/")
+        if path.is_dir() and path.resolve().is_relative_to(Path(root).resolve()):
+            return path
+    return None
+
+
+def load_transformer(path: Path, identity: Identity, weight_dtype: str) -> Any:
+    """MODEL."""
+    options = WEIGHT_DTYPES[weight_dtype]
+    if path.is_file() and identity.layout == "bfl":
+        return comfy.sd.load_diffusion_model(str(path), model_options=options)
+    return comfy.sd.load_diffusion_model_state_dict(diffusers_to_bfl(_read(path)), model_options=options)
+
+
+def load_text_encoder(path: Path, identity: Identity, device: str) -> Any:
+    """CLIP."""
+    options: dict[str, Any] = {}
+    if device == "cpu":
+        options["load_device"] = options["offload_device"] = torch.device("cpu")
+    embeddings = folder_paths.get_folder_paths("embeddings")
+    if identity.tiny:
+        return _tiny_clip(_read(path), embeddings, options)
+    if path.is_file():
+        return comfy.sd.load_clip([str(path)], embeddings, comfy.sd.CLIPType.FLUX2, options)
+    return comfy.sd.load_text_encoder_state_dicts([_read(path)], embeddings, comfy.sd.CLIPType.FLUX2, options)
+
+
+def load_vae(path: Path, identity: Identity) -> Any:
+    """VAE."""
+    state = _read(path)
+    if identity.tiny:
+        return _tiny_vae(state)
+    vae = comfy.sd.VAE(sd=state)
+    vae.throw_exception_if_invalid()
+    return vae
+
+
+def _diffusers_parts(kind: str) -> list[str]:
+    return sorted(
+        f"{DIFFUSERS}/{index.parent.relative_to(root).as_posix()}/{kind}"
+        for root in folder_paths.get_folder_paths(DIFFUSERS)
+        for pattern in ("*/model_index.json", "*/*/model_index.json")
+        for index in Path(root).glob(pattern)
+        if (index.parent / kind).is_dir()
+    )
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file, or of every shard of a folder."""
+    state: dict[str, torch.Tensor] = {}
+    for file in weight_files(path):
+        state |= comfy.utils.load_torch_file(str(file), safe_load=True)
+    return state
+
+
+def _tiny_clip(state: dict[str, torch.Tensor], embeddings: list[str], options: dict[str, Any]) -> Any:
+    """ComfyUI recognises a Qwen3-8B by its width, so the tiny one is built by hand, from the same classes."""
+
+    class Target:
+        params: dict[str, Any] = {}  # noqa: RUF012
+        clip = comfy.text_encoders.flux.klein_te(dtype_llama=torch.float32, model_type="qwen3_8b")
+        tokenizer = comfy.text_encoders.flux.KleinTokenizer8B
+
+    config = {
+        "vocab_size": state["model.embed_tokens.weight"].shape[0],
+        "hidden_size": TINY.text_width,
+        "intermediate_size": 2 * TINY.text_width,
+        "num_hidden_layers": TEXT_LAYERS,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+    }
+    options = {**options, "qwen3_8b_model_config": config, "dtype": torch.float32}
+    return comfy.sd.CLIP(Target, embedding_directory=embeddings, state_dict=[state], model_options=options)
+
+
+def _tiny_vae(state: dict[str, torch.Tensor]) -> Any:
+    """FLUX.2's VAE at width 32; ComfyUI takes its width from a config alone."""
+    import comfy.diffusers_convert
+
+    if "decoder.up_blocks.0.resnets.0.norm1.weight" in state:
+        state = comfy.diffusers_convert.convert_vae_state_dict(state)
+    width = {
+        "double_z": True, "z_channels": 32, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32,
+        "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+        "batch_norm_latent": True,
+    }
+    vae = comfy.sd.VAE(sd=state, config={"params": {"ddconfig": width, "embed_dim": 32}})
+    vae.downscale_ratio = vae.upscale_ratio = 16
+    vae.latent_channels = 128
+    return vae

@@ -1,0 +1,102 @@
+"""A real ComfyUI for tests: finding it, starting its server on a free port, and running graphs through /prompt."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = ("--cpu", "--fp32-unet", "--fp32-vae", "--fp32-text-enc", "--preview-method", "latent2rgb")
+
+
+def find_comfyui() -> tuple[Path, Path] | None:
+    """(ComfyUI's folder, its Python): ``COMFYUI_PATH``, the folder above ``custom_nodes``, or ``~/comfy/ComfyUI``."""
+    above = ROOT.parent.parent if ROOT.parent.name == "custom_nodes" else None
+    for folder in (os.environ.get("COMFYUI_PATH"), above, Path.home() / "comfy" / "ComfyUI"):
+        if folder is None or not (Path(folder) / "comfy" / "samplers.py").is_file():
+            continue
+        for python in (os.environ.get("COMFYUI_PYTHON"), *Path(folder).glob("*venv/bin/python")):
+            if python is not None and Path(python).is_file():
+                return Path(folder), Path(python)
+    return None
+
+
+class Failed(Exception):
+    """A prompt that the server refused or that failed; its text is what a user reads."""
+
+
+class Server:
+    """A ComfyUI server of its own base folder.
+
+    Args:
+        base: a folder with ``custom_nodes``, ``models``, ``input`` and ``output``.
+    """
+
+    def __init__(self, folder: Path, python: Path, base: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.base = base
+        self.log = base / "server.log"
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        self._process = subprocess.Popen(
+            [python, folder / "main.py", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", base,
+             "--database-url", "sqlite:///:memory:", *FLAGS],
+            stdout=self.log.open("w"), stderr=subprocess.STDOUT, env=environment, cwd=folder,
+        )
+        for _ in range(240):
+            if self._process.poll() is not None:
+                raise RuntimeError(f"ComfyUI ended while starting:\n{self.log.read_text()[-4000:]}")
+            try:
+                self.get("/system_stats")
+                return
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.5)
+        raise RuntimeError(f"ComfyUI did not answer within two minutes:\n{self.log.read_text()[-4000:]}")
+
+    def stop(self) -> None:
+        """End the process that this object started."""
+        self._process.terminate()
+        self._process.wait(timeout=30)
+
+    def get(self, path: str) -> Any:
+        """JSON of a GET."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
+            return json.loads(answer.read())
+
+    def post(self, path: str, body: Any) -> Any:
+        """JSON of a POST; a 400 raises `Failed` with the server's words."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read() or "null")
+        except urllib.error.HTTPError as error:
+            raise Failed(error.read().decode()) from error
+
+    def run(self, prompt: dict[str, Any], timeout: float = 300) -> dict[str, Any]:
+        """Queue an API-format graph and wait; its history entry, or `Failed` with the node's sentence."""
+        return self.wait(self.post("/prompt", {"prompt": prompt})["prompt_id"], timeout)
+
+    def wait(self, prompt_id: str, timeout: float = 300) -> dict[str, Any]:
+        """The history entry of a queued prompt once it is done."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            if entry is not None:
+                for kind, message in entry["status"]["messages"]:
+                    if kind == "execution_error":
+                        raise Failed(f"{message['exception_type']}: {message['exception_message']}")
+                    if kind == "execution_interrupted":
+                        raise Failed("interrupted")
+                return entry
+            time.sleep(0.1)
+        raise TimeoutError(f"prompt {prompt_id} is not done after {timeout} s:\n{self.log.read_text()[-4000:]}")

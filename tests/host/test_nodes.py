@@ -1,0 +1,189 @@
+"""The nodes on a real ComfyUI server, through /prompt, as a user's graph reaches them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import urllib.error
+
+import pytest
+import torch
+from comfy_host import Failed
+from klein_cns.klein.references import to_image, to_pixels
+from klein_cns.sampler import CNSParams
+from safetensors.torch import load_file, save_file
+
+SINGLE = {"diffusion_model": "tiny.safetensors", "text_encoder": "tiny.safetensors", "vae": "tiny.safetensors"}
+FOLDER = {
+    "diffusion_model": "diffusers/tiny-klein/transformer",
+    "text_encoder": "diffusers/tiny-klein/text_encoder",
+    "vae": "diffusers/tiny-klein/vae",
+}
+OFF = CNSParams(enable_cns=False)
+
+
+def graph(name, params=OFF, images=(), loader=SINGLE, sampler=None, conditioner=None, decode=None):
+    """Loader, conditioner, sampler, decode and a float save, as an API-format graph."""
+    loads = {f"load{i}": node("ProbeLoad", name=picture) for i, picture in enumerate(images)}
+    sockets = {f"images.image_{i}": [f"load{i}", 0] for i in range(len(images))}
+    return {
+        **loads,
+        "loader": node("KleinBaseLoader", weight_dtype="default", text_encoder_device="default", **loader),
+        "edit": node(
+            "KleinEditConditioner", clip=["loader", 1], vae=["loader", 2],
+            **{"prompt": "make it blue", "negative_prompt": "", "image_size": "auto", "width": 96, "height": 64,
+               "num_images": 1, "reference_megapixels": 1.0, **sockets, **(conditioner or {})},
+        ),
+        "sample": node(
+            "CNSKSampler", model=["loader", 0], positive=["edit", 0], negative=["edit", 1], latent_image=["edit", 2],
+            **{"seed": 5, "steps": 4, "cfg": 5.0, "scheduler": "flux2", "denoise": 1.0,
+               "cns_gamma_file": "sit_xl2_unguided", **params.to_request(), **(sampler or {})},
+        ),
+        "decode": node("KleinDecode", latent=["sample", 0], vae=["loader", 2], **(decode or {})),
+        "save": node("ProbeSave", name=name, image=["decode", 0]),
+    }
+
+
+def node(class_type, **inputs):
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def give(server, name, picture):
+    """Put a tensor [B, H, W, 3] (or a mask [B, H, W]) where ProbeLoad finds it."""
+    save_file({"tensor": picture.contiguous()}, server.base / "input" / f"{name}.safetensors")
+
+
+def made(server, name):
+    return load_file(server.base / "output" / f"{name}.safetensors")["tensor"]
+
+
+@pytest.fixture(scope="module")
+def pictures(server, photo):
+    """Two pictures on the server, and the same as PIL images."""
+    images = [photo.crop((100, 50, 211, 123)), photo.crop((0, 0, 64, 96))]
+    for i, image in enumerate(images):
+        give(server, f"picture{i}", to_pixels(image).movedim(1, -1))
+    return images
+
+
+def test_every_node_is_there_with_a_tooltip_on_every_input(server):
+    for name in ("KleinBaseLoader", "KleinEditConditioner", "CNSKSampler", "CNSSampler", "KleinDecode"):
+        info = server.get(f"/object_info/{name}")[name]
+        inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
+        missing = [key for key, spec in inputs.items() if not (len(spec) > 1 and spec[1].get("tooltip"))]
+        assert not missing, (name, missing)
+
+
+@pytest.mark.parametrize("cns", [OFF, CNSParams(), CNSParams(solver="sde_2m", gamma_source="reference")])
+@pytest.mark.parametrize("guidance", [5.0, 1.0, 0.5])
+def test_parity_with_the_diffusers_host(server, host_pipeline, pictures, cns, guidance):
+    server.run(graph("parity", cns, ["picture0", "picture1"], sampler={"cfg": guidance}))
+    expected = host_pipeline(
+        "make it blue", pictures, num_inference_steps=4, seed=5, guidance_scale=guidance, cns=cns
+    ).pixels
+    found = made(server, "parity").movedim(-1, 1)
+    assert found.shape == expected.shape == (1, 3, 73, 111)
+    assert float((found - expected).abs().max()) <= 1e-3
+
+
+def test_a_diffusers_folder_is_the_single_files(server, pictures):
+    server.run(graph("single", CNSParams(), ["picture0"]))
+    server.run(graph("folder", CNSParams(), ["picture0"], loader=FOLDER))
+    assert float((made(server, "single") - made(server, "folder")).abs().max()) <= 1e-4
+
+
+def test_text_to_image_in_every_size(server):
+    for conditioner, shape in (
+        ({"image_size": "custom", "width": 100, "height": 65, "num_images": 2}, (2, 65, 100, 3)),
+        ({"image_size": "square"}, (1, 512, 512, 3)),
+    ):
+        server.run(graph("size", OFF, conditioner=conditioner, sampler={"steps": 1, "cfg": 1.0}))
+        assert tuple(made(server, "size").shape) == shape
+
+
+def test_a_masked_edit_keeps_every_pixel_outside(server, pictures):
+    original = load_file(server.base / "input" / "picture0.safetensors")["tensor"]
+    mask = torch.zeros(1, *original.shape[1:3])
+    mask[:, 20:60, 30:90] = 1
+    give(server, "mask", mask)
+    prompt = graph(
+        "masked", CNSParams(), ["picture0"], conditioner={"mask": ["mask", 1]},
+        decode={"original": ["load0", 0], "mask": ["mask", 1]},
+    )
+    prompt["mask"] = node("ProbeLoad", name="mask")
+    server.run(prompt)
+    result = made(server, "masked")
+    assert torch.equal(result[mask == 0], original[mask == 0])
+    assert not torch.allclose(result[0, 35:45, 50:70], original[0, 35:45, 50:70], atol=0.05)
+
+
+def test_encodings_are_kept(server, pictures):
+    """Changing only the prompt encodes no picture again, changing only a picture no text."""
+    prompt = graph("counted", OFF, ["picture0"], sampler={"steps": 1})
+    prompt["count"] = node("ProbeCount", clip=["loader", 1], vae=["loader", 2])
+    prompt["edit"]["inputs"] |= {"clip": ["count", 0], "vae": ["count", 1], "prompt": "first words"}
+    prompt["report"] = node("ProbeReport", after=["edit", 2])
+
+    def counts(changed):
+        return server.run(changed)["outputs"]["report"]["counts"][0]
+
+    first = counts(prompt)
+    other_text = copy.deepcopy(prompt)
+    other_text["edit"]["inputs"]["prompt"] = "other words"
+    second = counts(other_text)
+    assert second == {"text": first["text"] + 1, "picture": first["picture"]}
+    other_picture = copy.deepcopy(other_text)
+    other_picture["load0"]["inputs"]["name"] = "picture1"
+    assert counts(other_picture) == {"text": second["text"], "picture": second["picture"] + 1}
+
+
+def test_cns_off_is_the_official_chain_bit_for_bit(server, pictures):
+    prompt = graph("official", OFF, ["picture0"])
+    prompt |= {
+        "sigmas": node("Flux2Scheduler", steps=4, width=112, height=80),
+        "guider": node("CFGGuider", model=["loader", 0], positive=["edit", 0], negative=["edit", 1], cfg=5.0),
+        "noise": node("RandomNoise", noise_seed=5),
+        "euler": node("KSamplerSelect", sampler_name="euler"),
+        "advanced": node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["euler", 0],
+                         sigmas=["sigmas", 0], latent_image=["edit", 2]),
+        "save": node("ProbeSave", name="ours", latent=["sample", 0]),
+        "save2": node("ProbeSave", name="theirs", latent=["advanced", 0]),
+    }
+    server.run(prompt)
+    assert torch.equal(made(server, "ours"), made(server, "theirs"))
+
+
+def failure(server, prompt):
+    with pytest.raises(Failed) as error:
+        server.run(prompt)
+    return str(error.value)
+
+
+def test_refusals_are_sentences(server, pictures):
+    for change, says in (
+        ({"loader": {**SINGLE, "diffusion_model": "gone.safetensors"}}, ["'gone.safetensors' does not", "klein-base-9b"]),
+        ({"loader": {**SINGLE, "vae": "diffusers/../../x"}}, ["does not exist", "FLUX.2's VAE"]),
+        ({"images": ["picture0"] * 4, "conditioner": {"images.image_4": ["load0", 0]}}, ["5 pictures are"]),
+        ({"params": CNSParams(gamma_source="reference")}, ["needs at least one reference picture"]),
+        ({"params": CNSParams(), "sampler": {"cns_gamma_file": "gone.pt"}}, ["'gone.pt' does not exist; put it into"]),
+        ({"decode": {"mask": ["mask", 1]}}, ["mask is connected but original is not"]),
+        ({"conditioner": {"mask": ["mask", 1]}}, ["a mask is connected but no picture"]),
+    ):
+        give(server, "mask", torch.zeros(1, 64, 96))
+        prompt = graph("refused", **{"params": OFF, **change}) | {"mask": node("ProbeLoad", name="mask")}
+        text = failure(server, prompt)
+        assert all(part in text for part in says), text
+
+
+def test_the_server_log_has_no_traceback_of_the_pack_at_start(server):
+    log = server.log.read_text()
+    assert "could not be imported" not in log and "IMPORT FAILED" not in log
+    with pytest.raises(urllib.error.HTTPError):
+        server.get("/klein_cns")  # no route of our own
+
+
+def test_pictures_saved_by_the_graph_are_what_was_made(server, pictures):
+    entry = server.run(graph("plain", OFF, ["picture0"], sampler={"steps": 1}))
+    assert entry["status"]["status_str"] == "success"
+    assert to_image(made(server, "plain")[0].movedim(-1, 0)).size == pictures[0].size
+    assert json.dumps(entry["prompt"][2]).count("make it blue") == 1
