@@ -209,7 +209,7 @@ def test_ctrl_c_in_the_first_seconds(tmp_path):
         [sys.executable, "-m", "klein_cns.cli", "generate", "-p", "x", "-o", str(tmp_path / "a.png"), *QUICK],
         stderr=subprocess.PIPE, text=True,
     )
-    time.sleep(0.6)
+    time.sleep(1.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err

@@ -161,7 +161,7 @@ def failure(server, prompt):
 
 def test_refusals_are_sentences(server, pictures):
     for change, says in (
-        ({"loader": {**SINGLE, "diffusion_model": "gone.safetensors"}}, ["'gone.safetensors' does not", "klein-base-9b"]),
+        ({"loader": {**SINGLE, "diffusion_model": "gone.sft"}}, ["'gone.sft' does not", "klein-base-9b"]),
         ({"loader": {**SINGLE, "vae": "diffusers/../../x"}}, ["does not exist", "FLUX.2's VAE"]),
         ({"images": ["picture0"] * 4, "conditioner": {"images.image_4": ["load0", 0]}}, ["5 pictures are"]),
         ({"params": CNSParams(gamma_source="reference")}, ["needs at least one reference picture"]),
