@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
+
+INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 1 on an error that a sentence explains, 130 on Ctrl-C."""
     try:
-        from .commands import parser  # late: importing torch takes seconds, in which Ctrl-C must end cleanly too
-
-        args = parser().parse_args(argv)
+        args = _import_parser()().parse_args(argv)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"klein-cns: warning: {message}", file=sys.stderr)
             args.run(args)
@@ -20,9 +23,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"klein-cns: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("klein-cns: interrupted; nothing more was written.", file=sys.stderr)
-        return 130
+        _say_interrupted()
+        return INTERRUPTED
     return 0
+
+
+def _import_parser() -> Callable[[], Any]:
+    """Import what the commands need. It takes seconds, and a Ctrl-C that lands in an import can be swallowed there:
+    until it is done, one ends the process at once."""
+    before = signal.signal(signal.SIGINT, lambda *_: (_say_interrupted(), os._exit(INTERRUPTED)))
+    try:
+        from .commands import parser
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return parser
+
+
+def _say_interrupted() -> None:
+    print("klein-cns: interrupted; nothing more was written.", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

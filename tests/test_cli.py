@@ -209,10 +209,11 @@ def test_ctrl_c_in_the_first_seconds(tmp_path):
         [sys.executable, "-m", "klein_cns.cli", "generate", "-p", "x", "-o", str(tmp_path / "a.png"), *QUICK],
         stderr=subprocess.PIPE, text=True,
     )
-    time.sleep(1.5)
+    time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
+    # Python ends itself by the signal where the interrupt passed through C code; a shell shows 130 for both
+    assert process.returncode in (130, -signal.SIGINT) and "interrupted" in err and "Traceback" not in err
 
 
 def test_ctrl_c_stops_cleanly(klein, tmp_path, monkeypatch):
