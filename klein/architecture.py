@@ -72,11 +72,8 @@ def recognize(hidden: int, context: int) -> Architecture | None:
     return next((known for known in ARCHITECTURES if (known.hidden, known.context) == (hidden, context)), None)
 
 
-def check_components(transformer: dict[str, Any], text_encoder: dict[str, Any], vae: dict[str, Any]) -> str:
+def check_components(transformer: dict[str, Any], text_encoder: dict[str, Any], vae: dict[str, Any]) -> None:
     """Refuse components that cannot work together, from their diffusers configs alone.
-
-    Returns:
-        what the transformer is, in words.
 
     Raises:
         ValueError: a transformer that is not a klein, a text encoder of another width, a foreign VAE.
@@ -98,4 +95,3 @@ def check_components(transformer: dict[str, Any], text_encoder: dict[str, Any], 
             f"the VAE has {vae.get('latent_channels')} latent channels, FLUX.2's has {LATENT_CHANNELS}; "
             "put FLUX.2's VAE into the folder vae."
         )
-    return name

@@ -117,10 +117,10 @@ def shipped_progress(name: str = UNGUIDED) -> ProgressMatrix:
     return ProgressMatrix(torch.from_numpy(fitted_gamma(t.numpy(), FITS[name])), t, name)
 
 
-def approximation(num_bins: int = 2) -> ProgressMatrix:
+def approximation() -> ProgressMatrix:
     """γ = t for every band."""
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    return ProgressMatrix(t[:, None].expand(2, num_bins), t)
+    return ProgressMatrix(t[:, None].expand(2, 2), t)
 
 
 def reference_progress(latents: Tensor | Sequence[Tensor], patch_size: int, num_bins: int = BINS) -> ProgressMatrix:

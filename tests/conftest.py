@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfy_host import find_comfyui
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +36,15 @@ def published(shared):
     if not folder.is_dir():
         pytest.skip("the published gamma matrices are not beside this checkout")
     return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+
+
+@pytest.fixture(scope="session")
+def comfyui():
+    """(folder, Python) of ComfyUI."""
+    found = find_comfyui()
+    if found is None:
+        pytest.skip("no ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON, or put one at ~/comfy/ComfyUI with a venv")
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,17 +20,6 @@ def transformer():
 @pytest.fixture(scope="module")
 def state(transformer):
     return transformer.state_dict()
-
-
-@pytest.fixture
-def comfyui():
-    """(folder, python) of a ComfyUI on this machine."""
-    folder = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
-    places = [os.environ.get("COMFYUI_PYTHON", ""), folder / "venv/bin/python", folder / "venv/Scripts/python.exe"]
-    python = next((str(place) for place in places if place and Path(place).is_file()), None)
-    if not (folder / "comfy" / "sd.py").is_file() or python is None:
-        pytest.skip("no ComfyUI with its own Python was found: set COMFYUI_PATH, and COMFYUI_PYTHON if it has no venv")
-    return folder, python
 
 
 def equal(one, other):

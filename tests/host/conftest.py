@@ -7,22 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfy_host import ROOT, Server, find_comfyui
+from comfy_host import ROOT, Server
 from klein_cns.klein import KleinPipeline, tiny
 from klein_cns.klein.convert import diffusers_to_bfl
 from klein_cns.klein.tiny import CHAT_TEMPLATE, MARK
 from safetensors.torch import load_file, save_file
 
 QWEN_IDS = 151936  # of ComfyUI's Qwen tokenizer
-
-
-@pytest.fixture(scope="session")
-def comfyui():
-    """(folder, Python) of ComfyUI."""
-    found = find_comfyui()
-    if found is None:
-        pytest.skip("no ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON, or put one at ~/comfy/ComfyUI with a venv")
-    return found
 
 
 @pytest.fixture(scope="session")
