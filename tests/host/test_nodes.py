@@ -9,11 +9,15 @@ import urllib.error
 import pytest
 import torch
 from comfy_host import Failed
+from klein_cns.klein.architecture import WANTED
 from klein_cns.klein.references import to_image, to_pixels
 from klein_cns.sampler import CNSParams
 from safetensors.torch import load_file, save_file
 
-SINGLE = {"diffusion_model": "tiny.safetensors", "text_encoder": "tiny.safetensors", "vae": "tiny.safetensors"}
+SINGLE = {
+    name: WANTED[kind].sources[0][0]
+    for name, kind in (("diffusion_model", "transformer"), ("text_encoder", "text_encoder"), ("vae", "vae"))
+}
 FOLDER = {
     "diffusion_model": "diffusers/tiny-klein/transformer",
     "text_encoder": "diffusers/tiny-klein/text_encoder",
