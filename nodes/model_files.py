@@ -115,7 +115,9 @@ def _tiny_clip(state: dict[str, torch.Tensor], embeddings: list[str], options: d
 
     class Target:
         params: dict[str, Any] = {}  # noqa: RUF012
-        clip = comfy.text_encoders.flux.klein_te(dtype_llama=torch.float32, model_type="qwen3_8b")
+        clip = comfy.text_encoders.flux.klein_te(
+            model_type="qwen3_8b", **{**comfy.sd.llama_detect([state]), "dtype_llama": torch.float32}
+        )
         tokenizer = comfy.text_encoders.flux.KleinTokenizer8B
 
     config = {

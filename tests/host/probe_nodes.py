@@ -1,7 +1,10 @@
 """Nodes of the tests alone, put beside the pack: tensors in and out of a graph without rounding to 8 bits."""
 
+import copy
+import time
 from pathlib import Path
 
+import comfy.ops
 import folder_paths
 import torch
 from safetensors.torch import load_file, save_file
@@ -83,5 +86,45 @@ class ProbeReport:
         return {"ui": {"counts": [dict(ProbeCount.counts)]}}
 
 
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (ProbeSave, ProbeLoad, ProbeCount, ProbeReport)}
+class ProbeReload:
+    """MODEL, CLIP and VAE loaded once more through the factory that their loader left for ComfyUI."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "reload", ("MODEL", "CLIP", "VAE")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "clip": ("CLIP",), "vae": ("VAE",)}}
+
+    def reload(self, model, clip, vae):
+        clip, vae = clip.clone(), copy.copy(vae)
+        clip.patcher = clip.patcher.clone(force_deepcopy=True)
+        clip.cond_stage_model = clip.patcher.model
+        vae.patcher = vae.patcher.clone(force_deepcopy=True)
+        vae.first_stage_model = vae.patcher.model
+        return model.clone(force_deepcopy=True), clip, vae
+
+
+class ProbeSlow:
+    """MODEL whose every call takes a minute, and checks for an interrupt as ComfyUI's layers do."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "slow", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def slow(self, model):
+        def wait(apply, call):
+            for _ in range(600):
+                comfy.ops.run_every_op()
+                time.sleep(0.1)
+            return apply(call["input"], call["timestep"], **call["c"])
+
+        model = model.clone()
+        model.set_model_unet_function_wrapper(wait)
+        return (model,)
+
+
+NODES = (ProbeSave, ProbeLoad, ProbeCount, ProbeReport, ProbeReload, ProbeSlow)
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
 torch.set_num_threads(2)

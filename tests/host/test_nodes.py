@@ -8,57 +8,10 @@ import urllib.error
 
 import pytest
 import torch
-from comfy_host import Failed
-from klein_cns.klein.architecture import WANTED
+from comfy_graph import FOLDER, OFF, SINGLE, failure, give, graph, made, node
 from klein_cns.klein.references import to_image, to_pixels
 from klein_cns.sampler import CNSParams
-from safetensors.torch import load_file, save_file
-
-SINGLE = {
-    name: WANTED[kind].sources[0][0]
-    for name, kind in (("diffusion_model", "transformer"), ("text_encoder", "text_encoder"), ("vae", "vae"))
-}
-FOLDER = {
-    "diffusion_model": "diffusers/tiny-klein/transformer",
-    "text_encoder": "diffusers/tiny-klein/text_encoder",
-    "vae": "diffusers/tiny-klein/vae",
-}
-OFF = CNSParams(enable_cns=False)
-
-
-def graph(name, params=OFF, images=(), loader=SINGLE, sampler=None, conditioner=None, decode=None):
-    """Loader, conditioner, sampler, decode and a float save, as an API-format graph."""
-    loads = {f"load{i}": node("ProbeLoad", name=picture) for i, picture in enumerate(images)}
-    sockets = {f"images.image_{i}": [f"load{i}", 0] for i in range(len(images))}
-    return {
-        **loads,
-        "loader": node("KleinBaseLoader", weight_dtype="default", text_encoder_device="default", **loader),
-        "edit": node(
-            "KleinEditConditioner", clip=["loader", 1], vae=["loader", 2],
-            **{"prompt": "make it blue", "negative_prompt": "", "image_size": "auto", "width": 96, "height": 64,
-               "num_images": 1, "reference_megapixels": 1.0, **sockets, **(conditioner or {})},
-        ),
-        "sample": node(
-            "CNSKSampler", model=["loader", 0], positive=["edit", 0], negative=["edit", 1], latent_image=["edit", 2],
-            **{"seed": 5, "steps": 4, "cfg": 5.0, "scheduler": "flux2", "denoise": 1.0,
-               "cns_gamma_file": "sit_xl2_unguided", **params.to_request(), **(sampler or {})},
-        ),
-        "decode": node("KleinDecode", latent=["sample", 0], vae=["loader", 2], **(decode or {})),
-        "save": node("ProbeSave", name=name, image=["decode", 0]),
-    }
-
-
-def node(class_type, **inputs):
-    return {"class_type": class_type, "inputs": inputs}
-
-
-def give(server, name, picture):
-    """Put a tensor [B, H, W, 3] (or a mask [B, H, W]) where ProbeLoad finds it."""
-    save_file({"tensor": picture.contiguous()}, server.base / "input" / f"{name}.safetensors")
-
-
-def made(server, name):
-    return load_file(server.base / "output" / f"{name}.safetensors")["tensor"]
+from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
@@ -155,12 +108,6 @@ def test_cns_off_is_the_official_chain_bit_for_bit(server, pictures):
     }
     server.run(prompt)
     assert torch.equal(made(server, "ours"), made(server, "theirs"))
-
-
-def failure(server, prompt):
-    with pytest.raises(Failed) as error:
-        server.run(prompt)
-    return str(error.value)
 
 
 def test_refusals_are_sentences(server, pictures):
