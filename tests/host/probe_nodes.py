@@ -4,7 +4,9 @@ import copy
 import time
 from pathlib import Path
 
+import comfy.model_patcher
 import comfy.ops
+import comfy.supported_models
 import folder_paths
 import torch
 from safetensors.torch import load_file, save_file
@@ -125,6 +127,65 @@ class ProbeSlow:
         return (model,)
 
 
-NODES = (ProbeSave, ProbeLoad, ProbeCount, ProbeReport, ProbeReload, ProbeSlow)
+class ProbeNothing:
+    """MODEL that predicts x0 = 0 everywhere."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "nothing", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def nothing(self, model):
+        model = model.clone()
+        model.set_model_unet_function_wrapper(lambda apply, call: torch.zeros_like(call["input"]))
+        return (model,)
+
+
+class ProbeFlux1:
+    """A tiny FLUX.1 of random weights, 16 latent channels, and a CONDITIONING for it."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "make", ("MODEL", "CONDITIONING")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def make(self):
+        shape = {
+            "image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "vec_in_dim": 8,
+            "context_in_dim": 32, "hidden_size": 128, "mlp_ratio": 4.0, "num_heads": 1, "depth": 1,
+            "depth_single_blocks": 1, "axes_dim": [16, 56, 56], "theta": 10000, "qkv_bias": True,
+            "guidance_embed": False, "txt_ids_dims": [],
+        }  # fmt: skip
+        config = comfy.supported_models.Flux(shape)
+        config.set_inference_dtype(torch.float32, None)
+        model = config.get_model({}, "")
+        generator = torch.Generator().manual_seed(0)
+        for weight in model.diffusion_model.parameters():
+            weight.data = torch.randn(weight.shape, generator=generator) * 0.1
+        device = torch.device("cpu")
+        context = torch.randn(1, 4, 32, generator=generator), torch.randn(1, 8, generator=generator)
+        patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
+        return patcher, [[context[0], {"pooled_output": context[1]}]]
+
+
+class ProbeSigmas:
+    """Write SIGMAS to ``output/sigmas.safetensors``."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "save", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"sigmas": ("SIGMAS",)}}
+
+    def save(self, sigmas):
+        save_file({"tensor": sigmas.clone()}, Path(folder_paths.get_output_directory()) / "sigmas.safetensors")
+        return {}
+
+
+NODES = (
+    ProbeSave, ProbeLoad, ProbeCount, ProbeReport, ProbeReload, ProbeSlow, ProbeNothing, ProbeFlux1, ProbeSigmas,
+)  # fmt: skip
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
 torch.set_num_threads(2)
