@@ -59,15 +59,16 @@ class Server:
 
     Args:
         base: a folder with ``custom_nodes``, ``models``, ``input`` and ``output``.
+        environment: variables besides this process's own.
     """
 
-    def __init__(self, folder: Path, python: Path, base: Path) -> None:
+    def __init__(self, folder: Path, python: Path, base: Path, environment: dict[str, str] | None = None) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.base = base
-        self.log = base / "server.log"
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        self.log = base / f"server_{self.port}.log"
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **(environment or {})}
         self._process = subprocess.Popen(
             [python, folder / "main.py", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", base,
              "--database-url", "sqlite:///:memory:", *FLAGS],

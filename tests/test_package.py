@@ -45,6 +45,15 @@ def test_requirements_are_the_projects_but_for_torch():
     ).read_text().split()
 
 
+def test_what_the_registry_reads():
+    whole = project()
+    name, comfy = whole["project"]["name"], whole["tool"]["comfy"]
+    assert re.fullmatch(r"[a-z][a-z0-9]*(?:[-_.][a-z0-9]+)*", name) and "comfyui" not in name
+    assert re.fullmatch(r"\d+\.\d+\.\d+", whole["project"]["version"]) and whole["project"]["description"]
+    assert comfy["PublisherId"] and comfy["DisplayName"] and comfy["requires-comfyui"] == ">=0.11.0"
+    assert "web" not in comfy  # beside WEB_DIRECTORY everything would load twice
+
+
 def test_every_package_is_installed():
     listed = set(project()["tool"]["setuptools"]["packages"])
     assert listed == {"klein_cns", "klein_cns.nodes", *(f"klein_cns.{name}" for name in PACKAGES)}

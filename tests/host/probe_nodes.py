@@ -1,6 +1,7 @@
 """Nodes of the tests alone, put beside the pack: tensors in and out of a graph without rounding to 8 bits."""
 
 import copy
+import sys
 import time
 from pathlib import Path
 
@@ -184,8 +185,22 @@ class ProbeSigmas:
         return {}
 
 
+class ProbeModules:
+    """Which of these modules are imported, one name a line."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "look", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"names": ("STRING", {"multiline": True})}}
+
+    def look(self, names):
+        return {"ui": {"loaded": [name for name in names.splitlines() if name in sys.modules]}}
+
+
 NODES = (
     ProbeSave, ProbeLoad, ProbeCount, ProbeReport, ProbeReload, ProbeSlow, ProbeNothing, ProbeFlux1, ProbeSigmas,
+    ProbeModules,
 )  # fmt: skip
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
 torch.set_num_threads(2)
