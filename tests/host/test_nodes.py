@@ -8,7 +8,7 @@ import urllib.error
 
 import pytest
 import torch
-from comfy_graph import FOLDER, OFF, SINGLE, failure, give, graph, made, node
+from comfy_graph import FOLDER, OFF, SINGLE, failure, give, graph, latents, made, node, result
 from klein_cns.klein.references import to_image, to_pixels
 from klein_cns.sampler import CNSParams
 from safetensors.torch import load_file
@@ -69,9 +69,27 @@ def test_a_masked_edit_keeps_every_pixel_outside(server, pictures):
     )
     prompt["mask"] = node("ProbeLoad", name="mask")
     server.run(prompt)
-    result = made(server, "masked")
-    assert torch.equal(result[mask == 0], original[mask == 0])
-    assert not torch.allclose(result[0, 35:45, 50:70], original[0, 35:45, 50:70], atol=0.05)
+    edited = made(server, "masked")
+    assert torch.equal(edited[mask == 0], original[mask == 0])
+    assert not torch.allclose(edited[0, 35:45, 50:70], original[0, 35:45, 50:70], atol=0.05)
+
+
+def test_pictures_count_in_socket_order(server, photo):
+    """Gaps are skipped, a batch counts each of its pictures, and another order makes another picture."""
+    pair = [to_pixels(photo.crop((left, 50, left + 96, 114))).movedim(1, -1) for left in (10, 200)]
+    give(server, "one", pair[0])
+    give(server, "two", pair[1])
+    give(server, "both", torch.cat(pair))
+
+    def run(name, *sockets):
+        names = {f"load{i}": node("ProbeLoad", name=picture) for i, (_, picture) in enumerate(sockets)}
+        links = {f"images.image_{socket}": [f"load{i}", 0] for i, (socket, _) in enumerate(sockets)}
+        return result(server, latents(name, conditioner=links, sampler={"steps": 1}) | names)
+
+    expected = run("expected", (0, "one"), (1, "two"))
+    assert torch.equal(run("gap", (3, "two"), (1, "one")), expected)
+    assert torch.equal(run("batch", (0, "both")), expected)
+    assert not torch.allclose(run("swapped", (0, "two"), (1, "one")), expected, atol=1e-3)
 
 
 def test_encodings_are_kept(server, pictures):
