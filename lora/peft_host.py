@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..weights.architecture import TINY, Architecture, recognize
@@ -115,9 +114,7 @@ def _merge(transformer: Any, merged: Mapping[str, Sequence[Part]]) -> None:
         weight = transformer.get_parameter(name).data
         originals[name] = weight.to("cpu", copy=True)
         base = weight.float()
-        change = sum(
-            part.update.map(lambda tensor: tensor.to(weight.device)).change(part.strength, base) for part in parts
-        )
+        change = sum(part.update.to(weight.device).change(part.strength, base) for part in parts)
         weight.copy_(base + change)
 
 

@@ -7,7 +7,6 @@ makes the dense change where factors do) and its ``shape``. The products are tho
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -181,17 +180,17 @@ class Update(NamedTuple):
         norm = direction.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         return self.magnitude.float()[:, None] * direction / norm - base
 
-    def map(self, move: Callable[[Tensor], Tensor]) -> Update:
-        """The same update with every tensor moved or cast."""
-        return self._replace(form=map_tensors(self.form, move), magnitude=map_tensors(self.magnitude, move))
+    def to(self, *where: Any) -> Update:
+        """The same update with every tensor moved or cast, as `Tensor.to` takes it."""
+        return _to(self, where)
 
 
-def map_tensors(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` with every tensor in it, in tuples of any depth, replaced by ``move(tensor)``."""
+def _to(value: Any, where: tuple[Any, ...]) -> Any:
+    """``value`` with every tensor in it, in tuples of any depth, moved."""
     if isinstance(value, Tensor):
-        return move(value)
+        return value.to(*where)
     if isinstance(value, tuple):
-        moved = [map_tensors(item, move) for item in value]
+        moved = [_to(item, where) for item in value]
         return type(value)(*moved) if hasattr(value, "_fields") else tuple(moved)
     return value
 
