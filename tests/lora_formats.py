@@ -30,7 +30,7 @@ class Format(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """``delta``: BFL's name -> the change of the base weight at strength 1, for every linear."""
+    """``delta``: BFL's name -> the change of the base weight, for every linear."""
 
     tensors: dict[str, Tensor]
     delta: dict[str, Tensor]
@@ -105,11 +105,13 @@ def linears(state: Mapping[str, Tensor]) -> list[str]:
     return [name.removesuffix(".weight") for name, tensor in state.items() if tensor.ndim == 2]
 
 
-def write(form: Format, diffusers: Mapping[str, Tensor], seed: int, size: float = 0.02) -> Sample:
-    """A LoRA of a ``Flux2Transformer2DModel`` with these weights.
+def write(
+    form: Format, diffusers: Mapping[str, Tensor], seed: int, strength: float = 1.0, size: float = 0.02
+) -> Sample:
+    """A LoRA of a ``Flux2Transformer2DModel`` with these weights, and what it does at a strength.
 
     Args:
-        size: of the change, against weights of deviation columns^-1/2.
+        size: of the change at strength 1, against weights of deviation columns^-1/2.
     """
     generator = torch.Generator().manual_seed(seed)
     base = dict(diffusers) if form.layout == "diffusers" else diffusers_to_bfl(diffusers)
@@ -127,6 +129,7 @@ def write(form: Format, diffusers: Mapping[str, Tensor], seed: int, size: float 
             tensors[form.key(module, "alpha")] = torch.tensor(alpha)
         if alpha is not None and rank is not None:
             change = change * alpha / (math.sqrt(rank) if form.config.get("use_rslora") else rank)
+        change = strength * change
         if form.kind == "dora":
             magnitude = weight.norm(dim=1) * (1 + 0.1 * torch.randn(weight.shape[0], generator=generator))
             peft = form.names[0].startswith("lora_A")
