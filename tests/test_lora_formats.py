@@ -111,3 +111,30 @@ def test_every_format_applies_exactly_on_the_diffusers_host(name, pipe, other, s
     remove_loras(pipe)
     assert torch.equal(run(pipe.transformer), plain)
     assert all(torch.equal(tensor, state[weight]) for weight, tensor in pipe.transformer.state_dict().items())
+
+
+STACK = ("lora_unet_<BFL>", "lycoris_<diffusers> LoKr", "peft, DoRA")
+STRENGTHS = (0.7, -1.2, 0.3)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (2, 2, 0), (0, 0, 2), (2,)])
+def test_stacks_add_up_and_a_dora_stands_on_the_base_weight(order, pipe, other, state, tmp_path, seed):
+    """At strengths other than 1, in any order, two DoRAs of one weight too."""
+    specs, deltas = [], []
+    for i in order:
+        sample = write(FORMATS[STACK[i]], state, seed + len(specs), STRENGTHS[i])
+        file = tmp_path / str(len(specs)) / "a.safetensors"
+        save(sample, file)
+        specs.append(LoraSpec(str(file), STRENGTHS[i]))
+        deltas.append(sample.delta)
+    total = {name: sum(delta[name] for delta in deltas) for name in deltas[0]}
+    reports = set_loras(pipe, specs)
+    parts = bfl_to_diffusers({**{n: torch.zeros_like(t) for n, t in diffusers_to_bfl(state).items()}, **total})
+    found = effective(pipe.transformer, state)
+    assert max(error(change, parts[weight]) for weight, change in found.items()) <= EXACT
+    assert error(run(pipe.transformer), with_changes(other, state, total)) <= EXACT
+    assert [report.strength for report in reports] == [spec.scale for spec in specs]
+    alone = len(order) == 1
+    assert ("as peft adapters" in reports[order.index(2)].how) == alone  # peft's DoRA would scale the others
+    set_loras(pipe, [spec._replace(scale=0.0) for spec in specs])
+    assert all(torch.equal(tensor, state[weight]) for weight, tensor in pipe.transformer.state_dict().items())
