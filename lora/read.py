@@ -64,13 +64,14 @@ def find_weights(path: str | Path) -> Path:
 
 
 def stamp(file: Path) -> tuple[object, ...]:
-    """What changes when a file or the config beside it does."""
+    """What changes when a file or the config beside it does: path, size and time of each, and whose the config is."""
     beside = file.with_name(CONFIG_FILE)
-    return tuple(
+    stamps = [
         (os.fspath(one.absolute()), status.st_size, status.st_mtime_ns)
         for one in (file, beside)
         if one.is_file() and (status := one.stat())
-    )
+    ]
+    return (*stamps, len(stamps) == 2 and _owns_config(file))
 
 
 def read_lora(file: Path) -> RawLora:
@@ -120,13 +121,18 @@ def _check(label: str, dtypes: dict[str, str]) -> None:
 
 
 def _config(file: Path, label: str) -> tuple[AdapterConfig | None, str]:
-    """The adapter_config.json beside a file, where it can belong to this file alone."""
+    """The adapter_config.json beside a file, where it is the file's own."""
     beside = file.with_name(CONFIG_FILE)
     if not beside.is_file():
         return None, ""
-    if file.name not in ADAPTER_FILES and sum(1 for _ in file.parent.glob("*.safetensors")) > 1:
+    if not _owns_config(file):
         return None, (
             f"{CONFIG_FILE} beside it was not used, since it may belong to another file there; "
             "give the two a folder of their own"
         )
     return read_config(beside, label), ""
+
+
+def _owns_config(file: Path) -> bool:
+    """Whether an adapter_config.json beside a file can belong to no other."""
+    return file.name in ADAPTER_FILES or sum(1 for _ in file.parent.glob("*.safetensors")) == 1

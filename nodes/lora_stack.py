@@ -23,6 +23,7 @@ FOLDER = "loras"
 NONE = "none"
 SLOTS = range(1, MAX_LORAS + 1)
 APPLIED = "klein_loras"  # attachment of a MODEL: (name, strength) of the LoRAs that this node put on it
+NO_MODEL = "the model output is used, but no model is connected; connect one to Klein LoRA Stack."
 Entry = tuple[str, float, float]  # (name, strength_model, strength_clip), as other packs have it
 
 LoraStack = io.Custom("LORA_STACK")
@@ -60,7 +61,7 @@ class KleinLoraStack(io.ComfyNode):
                 io.Model.Output(tooltip="The model with the LoRAs."),
                 LoraStack.Output(display_name="lora_stack", tooltip="All LoRAs, for another stack or a remote run."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -83,7 +84,9 @@ class KleinLoraStack(io.ComfyNode):
         if model is None:
             text = "\n".join(f"{name} at {strength:g}: passed on, no model is connected" for name, strength, _ in stack)
             reports: list[Report] = []
-            model = ExecutionBlocker("Klein LoRA Stack has no model to pass on; connect one to it.")
+            if is_used(cls.hidden.prompt, cls.hidden.unique_id):
+                raise ValueError(NO_MODEL)
+            model = ExecutionBlocker(NO_MODEL)
         else:
             model, reports = with_loras(model, stack, paths, apply)
             text = "\n".join(map(str, reports))
@@ -91,6 +94,12 @@ class KleinLoraStack(io.ComfyNode):
         return io.NodeOutput(
             model, stack, ui={"text": [text], "klein_loras": [report.to_dict() for report in reports]}
         )
+
+
+def is_used(prompt: Any, unique_id: str) -> bool:
+    """Whether a node of the graph takes this one's MODEL."""
+    nodes = prompt.values() if isinstance(prompt, dict) else ()
+    return any([str(unique_id), 0] == link for node in nodes for link in node.get("inputs", {}).values())
 
 
 def given_stack(stack: Any) -> list[Entry]:

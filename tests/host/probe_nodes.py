@@ -83,5 +83,32 @@ class ProbeReport:
         return {"ui": {"counts": [dict(ProbeCount.counts)]}}
 
 
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (ProbeSave, ProbeLoad, ProbeCount, ProbeReport)}
+class ProbeStack:
+    """What a LORA_STACK holds."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "show", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"stack": ("LORA_STACK",)}}
+
+    def show(self, stack):
+        return {"ui": {"stack": [list(entry) for entry in stack]}}
+
+
+class ProbeGive:
+    """A LORA_STACK as another pack might make it, from a Python literal."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "give", ("LORA_STACK",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"entries": ("STRING", {})}}
+
+    def give(self, entries):
+        return (eval(entries, {"inf": float("inf")}),)  # noqa: S307
+
+
+NODES = (ProbeSave, ProbeLoad, ProbeCount, ProbeReport, ProbeStack, ProbeGive)
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
 torch.set_num_threads(2)
