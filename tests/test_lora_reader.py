@@ -91,7 +91,7 @@ def test_what_would_apply_in_part_or_wrongly_is_refused(file):
         ({**whole, up.replace("lora_B.weight", "alpha"): torch.tensor(float("nan"))}, r"an alpha for .* no finite"),
         ({**whole, up.replace("lora_B.weight", "diff"): torch.ones(128, 128)}, r"in two forms at once, LoRA and diff"),
         ({**whole, up.replace("lora_B", "lora_up"): torch.ones(128, 2)}, r"gives up of .* twice"),
-        ({**whole, **low_rank("double_blocks.0.img_attn.qkv", 384, prefix="")}, r"changes one weight twice, as double_.* and as"),
+        ({**whole, **low_rank("double_blocks.0.img_attn.qkv", 384, prefix="")}, r"changes one weight twice, as do"),
         ({**whole, up.replace("lora_B.weight", "dora_scale"): torch.ones(64, 1)}, r"DoRA magnitude of 64 .*128 rows"),
         (
             {name.replace("0.attn.to_q.lora_A", "0.attn.to_q.lora_A.other").replace("1.attn.to_q.lora_A", "1.attn."
