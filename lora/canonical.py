@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from ..weights.layout import ADA_LAYER_NORM
 from .base import base_of, expected_shape
 from .errors import LoraError
 from .forms import Change, Module, change_of
-from .names import NO_BIAS, TEXT_ENCODER, UNSUPPORTED, Place, locate, parse
+from .names import NO_BIAS, TEXT_ENCODER, UNSUPPORTED, Parameter, Place, locate, parse
 from .read import RawLora, is_finite
 from .report import Report, printable, span, training, trigger_words
 from .updates import Update
@@ -36,7 +36,8 @@ def canonical(raw: RawLora, target: Architecture) -> Lora:
     what klein does not have (a text encoder in the LoRA's reach, biases, unknown modules) or a kind of LoRA that is
     not supported.
     """
-    modules, left_out, text = _modules(raw)
+    parsed = {key: parse(key) for key in raw.tensors}
+    modules, left_out, text = _modules(raw, parsed)
     report = Report(
         raw.label,
         total=len(modules) + len(left_out),
@@ -45,7 +46,7 @@ def canonical(raw: RawLora, target: Architecture) -> Lora:
         note=raw.note,
     )
     try:
-        _check_adapters(raw)
+        _check_adapters(raw.label, {one.adapter for one in parsed.values() if one and one.adapter})
         changes: list[Change] = []
         for module in modules:
             unusable = _unusable(module)
@@ -69,13 +70,13 @@ def canonical(raw: RawLora, target: Architecture) -> Lora:
     return Lora(tuple(_update(change, target) for change in changes), replace(report, applied=len(changes)))
 
 
-def _modules(raw: RawLora) -> tuple[list[Module], LeftOut, LeftOut]:
+def _modules(raw: RawLora, parsed: Mapping[str, Parameter | None]) -> tuple[list[Module], LeftOut, LeftOut]:
     """The modules of FLUX.2 in a file; what is none; and what belongs to a text encoder."""
     modules: dict[str, Module] = {}
     left_out: LeftOut = {}
     text: LeftOut = {}
     for key, tensor in raw.tensors.items():
-        parameter = parse(key)
+        parameter = parsed[key]
         name = parameter.module if parameter else key
         place = locate(name) if parameter else None
         if parameter and place:
@@ -89,11 +90,10 @@ def _modules(raw: RawLora) -> tuple[list[Module], LeftOut, LeftOut]:
     return list(modules.values()), left_out, text
 
 
-def _check_adapters(raw: RawLora) -> None:
-    adapters = {parameter.adapter for key in raw.tensors if (parameter := parse(key)) and parameter.adapter}
+def _check_adapters(label: str, adapters: Collection[str]) -> None:
     if len(adapters) > 1:
         names = ", ".join(sorted(map(printable, adapters))[:5])
-        raise LoraError(f"LoRA {raw.label} holds several adapters ({names}); save the one that you want alone.")
+        raise LoraError(f"LoRA {label} holds several adapters ({names}); save the one that you want alone.")
 
 
 def _unusable(module: Module) -> LeftOut:
