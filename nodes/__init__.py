@@ -13,6 +13,7 @@ from .cns_ksampler import CNSKSampler
 from .cns_sampler import CNSSampler
 from .decode import KleinDecode
 from .edit_conditioner import KleinEditConditioner
+from .lora_stack import KleinLoraStack
 
 folder_paths.add_model_folder_path(GAMMA_FOLDER, str(Path(folder_paths.models_dir) / GAMMA_FOLDER))
 
@@ -21,4 +22,4 @@ class KleinExtension(ComfyExtension):
     """The pack as ComfyUI loads it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [KleinBaseLoader, KleinEditConditioner, CNSKSampler, CNSSampler, KleinDecode]
+        return [KleinBaseLoader, KleinLoraStack, KleinEditConditioner, CNSKSampler, CNSSampler, KleinDecode]

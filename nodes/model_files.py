@@ -11,9 +11,10 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ..klein.architecture import TEXT_LAYERS, TINY, WANTED
+from ..klein.architecture import TEXT_LAYERS, WANTED
 from ..klein.convert import diffusers_to_bfl
 from ..klein.inspect import Identity, weight_files
+from ..weights.architecture import TINY
 
 DIFFUSERS = "diffusers"
 TEXT_PREFIX = "model."  # of a Qwen3 as ComfyUI knows it

@@ -1,6 +1,7 @@
 """Nodes of the tests alone, put beside the pack: tensors in and out of a graph without rounding to 8 bits."""
 
 import copy
+import json
 import sys
 import time
 from pathlib import Path
@@ -198,9 +199,38 @@ class ProbeModules:
         return {"ui": {"loaded": [name for name in names.splitlines() if name in sys.modules]}}
 
 
+class ProbeStack:
+    """What a LORA_STACK holds."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "show", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"stack": ("LORA_STACK",)}}
+
+    def show(self, stack):
+        return {"ui": {"stack": [list(entry) for entry in stack]}}
+
+
+class ProbeGive:
+    """A LORA_STACK as another pack might make it, from JSON; its lists become tuples."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "give", ("LORA_STACK",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"entries": ("STRING", {})}}
+
+    def give(self, entries):
+        stack = json.loads(entries)
+        if not isinstance(stack, list):
+            return (stack,)
+        return ([tuple(entry) if isinstance(entry, list) else entry for entry in stack],)
+
+
 NODES = (
     ProbeSave, ProbeLoad, ProbeCount, ProbeReport, ProbeReload, ProbeSlow, ProbeNothing, ProbeFlux1, ProbeSigmas,
-    ProbeModules,
+    ProbeModules, ProbeStack, ProbeGive,
 )  # fmt: skip
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
 torch.set_num_threads(2)
