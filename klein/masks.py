@@ -5,7 +5,26 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from .sizes import AUTO, STRIDE, output_size
+
 FEATHER = 8  # pixels over which the edit fades in, inside the mask
+
+
+def fit_to_output(picture: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Picture [B, C, H, W] and mask [B, 1, H, W] at the size that ``auto`` makes of the picture: only one with a side
+    over 2048 is scaled."""
+    height, width = picture.shape[-2:]
+    wide, high = output_size(AUTO, (width, height))
+    if (wide, high) == (width, height):
+        return picture, mask
+    picture = F.interpolate(picture, (high, wide), mode="bicubic", antialias=True).clamp(0, 1)
+    return picture, F.interpolate(mask, (high, wide), mode="bilinear", antialias=True)
+
+
+def to_latent_mask(mask: Tensor) -> Tensor:
+    """[B, 1, h, w] of a mask [B, 1, H, W] whose sides are multiples of 16: a latent cell may change wherever the mask
+    touches it. Interpolation would miss thin strokes."""
+    return F.max_pool2d(mask, STRIDE)
 
 
 def blend_inside(edited: Tensor, original: Tensor, mask: Tensor) -> Tensor:

@@ -59,10 +59,13 @@ class KleinBaseLoader(io.ComfyNode):
         encoder = check_text_encoder(paths["text_encoder"])
         picture = check_vae(paths["vae"])
         check_pair(transformer, encoder)
+        tiny = [part.file for part in (transformer, encoder, picture) if part.tiny]
+        texts = [f"random test weights, the picture will be noise: {', '.join(tiny)}"] if tiny else []
         if transformer.distilled:
-            text = f"{diffusion_model} is the distilled klein, made for 4 steps at cfg 1, not Base."
-            logging.warning("klein-cns: %s", text)
-            show(cls.hidden.unique_id, text)
+            texts.append(f"{diffusion_model} is the distilled klein, made for 4 steps at cfg 1, not Base.")
+            logging.warning("klein-cns: %s", texts[-1])
+        if texts:
+            show(cls.hidden.unique_id, "\n".join(texts))
         return io.NodeOutput(
             model_files.load_transformer(paths["transformer"], transformer, weight_dtype),
             model_files.load_text_encoder(paths["text_encoder"], encoder, text_encoder_device),

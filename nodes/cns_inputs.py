@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import folder_paths
@@ -18,10 +19,15 @@ GAMMA_FILE = "cns_gamma_file"
 FLUX2_CHANNELS = 128
 
 
-def cns_inputs() -> list[io.Input]:
-    """enable_cns and every ``cns_*`` of the endpoint in its order, then the local ones as advanced widgets."""
-    endpoint = [spec for spec in fields(CNSParams) if public_name(spec.name) not in LOCAL_NAMES]
-    local = [spec for spec in fields(CNSParams) if public_name(spec.name) in LOCAL_NAMES]
+def cns_inputs(switch: bool = True) -> list[io.Input]:
+    """enable_cns and every ``cns_*`` of the endpoint in its order, then the local ones as advanced widgets.
+
+    Args:
+        switch: whether ``enable_cns`` is among them; a node that is nothing without CNS has none.
+    """
+    named = [spec for spec in fields(CNSParams) if switch or spec.name != SWITCH]
+    endpoint = [spec for spec in named if public_name(spec.name) not in LOCAL_NAMES]
+    local = [spec for spec in named if public_name(spec.name) in LOCAL_NAMES]
     return [*(_widget(spec) for spec in endpoint), *(_widget(spec, advanced=True) for spec in local), _gamma_file()]
 
 
@@ -48,6 +54,12 @@ def load_progress(params: CNSParams, gamma_file: str) -> ProgressMatrix | None:
             f"{', '.join(gamma_files())}."
         )
     return ProgressMatrix.load(path)
+
+
+def gamma_stamp(gamma_file: str) -> Any:
+    """What changes when the file of this name does; None for a shipped one."""
+    path = None if gamma_file in FITS else folder_paths.get_full_path(GAMMA_FOLDER, gamma_file)
+    return path and Path(path).stat().st_mtime_ns
 
 
 def gamma_files() -> list[str]:

@@ -14,8 +14,12 @@ from comfy_extras.nodes_flux import get_schedule
 
 from ..klein.schedules import SCHEDULES, log_snr_sigmas
 from ..sampler import CNSParams, ProgressMatrix, reference_progress
-from .cns_inputs import CATEGORY, GAMMA_FILE, cns_inputs, cns_params, load_progress, patch_size
+from ..sampler.params import checked_number
+from .cns_inputs import CATEGORY, GAMMA_FILE, cns_inputs, cns_params, gamma_stamp, load_progress, patch_size
 from .cns_sampler import make_sampler
+
+EMPTY_RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # what ComfyUI's empty latents carry
+MAX_GRID = 1_000_000  # steps of a whole schedule, of which the last are run
 
 
 class CNSKSampler(io.ComfyNode):
@@ -65,6 +69,10 @@ class CNSKSampler(io.ComfyNode):
         return True  # a missing file fails when the node runs, with the remedy
 
     @classmethod
+    def fingerprint_inputs(cls, cns_gamma_file: str, **inputs: Any) -> Any:
+        return gamma_stamp(cns_gamma_file)
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -78,15 +86,20 @@ class CNSKSampler(io.ComfyNode):
         denoise: float,
         **values: Any,
     ) -> io.NodeOutput:
+        checked_number("cfg", cfg, 0.0, 100.0)
         params = cns_params(values)
         progress = load_progress(params, values[GAMMA_FILE])
         if params.enable_cns and params.gamma_source == "reference":
-            progress = conditioning_progress(params, positive, patch_size(model))
+            progress = conditioning_progress(params, positive, model)
         latent = latent_image.copy()
-        samples = comfy.sample.fix_empty_latent_channels(
-            model, latent["samples"],
-            latent.pop("downscale_ratio_spacial", None), latent.pop("downscale_ratio_temporal", None),
-        )
+        ratios = {name: latent.pop(name) for name in EMPTY_RATIOS if name in latent}
+        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], **ratios)
+        channels = model.get_model_object("latent_format").latent_channels
+        if samples.shape[1] != channels:
+            raise ValueError(
+                f"latent_image has {samples.shape[1]} channels, the model takes {channels}; make the latent with Klein "
+                "Multi-Image Edit, or encode the picture with this model's VAE."
+            )
         sigmas = make_sigmas(model, scheduler, steps, denoise, samples)
         batch_index = latent.get("batch_index")
         noise = comfy.sample.prepare_noise(samples, seed, batch_index)
@@ -104,10 +117,17 @@ class CNSKSampler(io.ComfyNode):
 
 
 def make_sigmas(model: Any, scheduler: str, steps: int, denoise: float, samples: torch.Tensor) -> torch.Tensor:
-    """float32 [steps + 1]; below denoise 1 the last steps + 1 sigmas of a schedule of int(steps / denoise)."""
-    if denoise <= 0:
+    """float32 [steps + 1]; below denoise 1 the last steps + 1 sigmas of a schedule of int(steps / denoise).
+
+    Raises:
+        ValueError: denoise that is no number from 0 to 1, or so small that nothing is left to do.
+    """
+    if checked_number("denoise", denoise, 0.0, 1.0) == 0:
         return torch.FloatTensor([])
-    total = steps if denoise >= 1 else int(steps / denoise)
+    nothing = ValueError(f"denoise is {denoise} at {steps} steps, which leaves nothing to do; raise it or set it to 0.")
+    if steps / denoise > MAX_GRID:
+        raise nothing
+    total = int(steps / denoise)
     tokens = samples.shape[-2] * samples.shape[-1]
     if scheduler == "flux2":
         sigmas = get_schedule(total, tokens)  # ComfyUI's own, for its bits
@@ -115,10 +135,17 @@ def make_sigmas(model: Any, scheduler: str, steps: int, denoise: float, samples:
         sigmas = torch.from_numpy(log_snr_sigmas(total, tokens))
     else:
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, total).cpu()
-    return sigmas[-(steps + 1) :]
+    sigmas = sigmas[-(steps + 1) :]
+    if len(sigmas) and sigmas[0] == 0:
+        raise nothing
+    return sigmas
 
 
-def conditioning_progress(params: CNSParams, conditioning: Any, patch: int) -> ProgressMatrix | None:
-    """γ from the reference latents that a conditioning carries; None without any."""
-    latents = [latent for _, options in conditioning for latent in options.get("reference_latents", [])]
-    return reference_progress(latents, patch, params.num_freq_bins) if latents else None
+def conditioning_progress(params: CNSParams, conditioning: Any, model: Any) -> ProgressMatrix | None:
+    """γ from the reference latents that a conditioning carries, scaled as the model sees them; None without any."""
+    latents = [
+        model.model.process_latent_in(latent)
+        for _, options in conditioning
+        for latent in options.get("reference_latents", [])
+    ]
+    return reference_progress(latents, patch_size(model), params.num_freq_bins) if latents else None

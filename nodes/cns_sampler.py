@@ -9,7 +9,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..sampler import CNSParams, ProgressMatrix, sample_cns
-from .cns_inputs import CATEGORY, GAMMA_FILE, cns_inputs, cns_params, load_progress, patch_size
+from ..sampler.params import SWITCH
+from .cns_inputs import CATEGORY, GAMMA_FILE, cns_inputs, cns_params, gamma_stamp, load_progress, patch_size
 
 
 class CNSSampler(io.ComfyNode):
@@ -24,7 +25,7 @@ class CNSSampler(io.ComfyNode):
             description="Colored Noise Sampling as a sampler for SamplerCustomAdvanced.",
             search_aliases=["colored noise", "klein", "sde"],
             inputs=[
-                *cns_inputs(),
+                *cns_inputs(switch=False),
                 io.Int.Input(
                     "cns_seed", default=-1, min=-1, max=2**63 - 1, advanced=True,
                     tooltip="Seed of the injected noise. -1 takes the run's own; give one where the run has none "
@@ -39,9 +40,13 @@ class CNSSampler(io.ComfyNode):
         return True  # a missing file fails when the node runs, with the remedy
 
     @classmethod
+    def fingerprint_inputs(cls, cns_gamma_file: str, **inputs: Any) -> Any:
+        return gamma_stamp(cns_gamma_file)
+
+    @classmethod
     def execute(cls, cns_seed: int, **values: Any) -> io.NodeOutput:
-        params = cns_params(values)
-        if params.enable_cns and params.gamma_source == "reference":
+        params = cns_params({**values, SWITCH: True})
+        if params.gamma_source == "reference":
             raise ValueError(
                 "cns_gamma_source is 'reference', but this node sees no conditioning and so no reference pictures; "
                 "use CNS KSampler, or choose 'matrix'."
@@ -61,10 +66,10 @@ def make_sampler(
     def sample(
         model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, callback: Any = None, disable: Any = None
     ) -> Tensor:
-        if x.ndim < 4:
+        if params.enable_cns and x.ndim < 4:
             raise ValueError(
-                f"the latent reaches the sampler as {list(x.shape)}, without height and width; CNS cannot run on "
-                "latents packed of several kinds. Turn enable_cns off or use another sampler."
+                f"the latent reaches the sampler as {list(x.shape)}, without height and width; CNS cannot colour its "
+                "noise. Turn enable_cns off in CNS KSampler, or use another sampler."
             )
         return sample_cns(
             model, x, sigmas, extra_args, callback, disable,

@@ -7,10 +7,11 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..klein.masks import blend_inside
+from ..klein.masks import blend_inside, fit_to_output
 from ..klein.sizes import latent_size
 from .cns_inputs import CATEGORY
 from .edit_conditioner import SIZE_KEY
+from .pictures import check_latent, one_mask, one_picture
 
 
 class KleinDecode(io.ComfyNode):
@@ -37,13 +38,16 @@ class KleinDecode(io.ComfyNode):
     def execute(
         cls, latent: dict[str, Any], vae: Any, original: Tensor | None = None, mask: Tensor | None = None
     ) -> io.NodeOutput:
-        image = crop(vae.decode(latent["samples"]), latent)
         if (original is None) != (mask is None):
             given, missing = ("mask", "original") if original is None else ("original", "mask")
             raise ValueError(f"{given} is connected but {missing} is not; connect both, or neither.")
+        check_latent("latent", latent["samples"])
+        image = crop(vae.decode(latent["samples"]), latent)
+        if image.shape[-1] != 3:
+            raise ValueError(f"vae decodes to {image.shape[-1]} channels, not 3; connect FLUX.2's VAE.")
         if mask is not None:
-            kept, where = original[:1, ..., :3].movedim(-1, 1), mask.reshape(-1, 1, *mask.shape[-2:])[:1]
-            image = blend_inside(image.movedim(-1, 1), kept.to(image), where.to(image)).movedim(1, -1)
+            kept, where = fit_to_output(one_picture("original", original).to(image), one_mask(mask).to(image))
+            image = blend_inside(image.movedim(-1, 1), kept, where).movedim(1, -1)
         return io.NodeOutput(image)
 
 

@@ -13,12 +13,14 @@ import node_helpers
 import torch
 from comfy_api.latest import io
 from torch import Tensor
-from torch.nn import functional as F
 
+from ..klein.masks import fit_to_output, to_latent_mask
 from ..klein.references import MAX_REFERENCES, pad_edges, prepare_reference
 from ..klein.sizes import AUTO, DEFAULT_SIZE, IMAGE_SIZES, MAX_SIDE, MIN_SIDE, latent_size, output_size
+from ..sampler.params import checked_number
 from .cns_inputs import CATEGORY, FLUX2_CHANNELS
 from .messages import show
+from .pictures import check_latent, one_mask, split_pictures
 
 CUSTOM = "custom"
 SIZE_KEY = "klein_size"  # (width, height) in the LATENT, for the decoder
@@ -95,6 +97,7 @@ class KleinEditConditioner(io.ComfyNode):
         mask: Tensor | None = None,
         **more: Any,
     ) -> io.NodeOutput:
+        checked_number("reference_megapixels", reference_megapixels, 0.1, 4.0)
         pictures = split_pictures(images or {}, more)
         first = (pictures[0].shape[-1], pictures[0].shape[-2]) if pictures else None
         size = output_size((width, height) if image_size == CUSTOM else image_size, first)
@@ -107,39 +110,26 @@ class KleinEditConditioner(io.ComfyNode):
             conditionings.append(conditioning)
         latent = empty_latent(size, num_images)
         if mask is not None:
-            latent |= masked_latent(vae, pictures, mask, image_size, size, num_images)
+            latent |= masked_latent(vae, pictures, one_mask(mask), image_size, num_images)
         if first and image_size == AUTO and size != first:
             shown = f"{first[0]}x{first[1]} is scaled to {size[0]}x{size[1]}: a side has at most {MAX_SIDE} pixels."
             show(cls.hidden.unique_id, shown)
         return io.NodeOutput(*conditionings, latent)
 
 
-def split_pictures(images: dict[str, Tensor], more: dict[str, Any]) -> list[Tensor]:
-    """Each picture [1, 3, H, W], in socket order; empty sockets are skipped, a batch counts each of its pictures.
-
-    Raises:
-        ValueError: more than four.
-    """
-    sockets = {**images, **{name.removeprefix("images."): value for name, value in more.items()}}
-    order = sorted((name for name in sockets if sockets[name] is not None), key=lambda name: int(name.split("_")[-1]))
-    pictures = [picture[None, ..., :3].movedim(-1, 1) for name in order for picture in sockets[name]]
-    if len(pictures) > MAX_REFERENCES:
-        raise ValueError(
-            f"{len(pictures)} pictures are connected (every picture of a batch counts); klein takes at most "
-            f"{MAX_REFERENCES}. Disconnect some."
-        )
-    return pictures
-
-
 def encode_picture(vae: Any, pixels: Tensor) -> Tensor:
     """Normalised latent [1, 128, h, w] of a padded picture [1, 3, H, W]."""
     digest = hashlib.blake2b(pixels.cpu().contiguous().numpy().tobytes()).digest()
-    return _cached(vae, (tuple(pixels.shape), digest), lambda: vae.encode(pixels.movedim(1, -1)))
+    key = (vae.patcher.patches_uuid, tuple(pixels.shape), digest)
+    latent = _cached(vae, key, lambda: vae.encode(pixels.movedim(1, -1)))
+    check_latent("what vae encodes to", latent)
+    return latent
 
 
 def encode_text(clip: Any, text: str) -> Any:
     """CONDITIONING of a prompt."""
-    return _cached(clip, text, lambda: clip.encode_from_tokens_scheduled(clip.tokenize(text)))
+    key = (clip.patcher.patches_uuid, text)
+    return _cached(clip, key, lambda: clip.encode_from_tokens_scheduled(clip.tokenize(text)))
 
 
 def empty_latent(size: tuple[int, int], num_images: int) -> dict[str, Any]:
@@ -151,9 +141,9 @@ def empty_latent(size: tuple[int, int], num_images: int) -> dict[str, Any]:
 
 
 def masked_latent(
-    vae: Any, pictures: list[Tensor], mask: Tensor, image_size: str, size: tuple[int, int], num_images: int
+    vae: Any, pictures: list[Tensor], mask: Tensor, image_size: str, num_images: int
 ) -> dict[str, Any]:
-    """The first picture encoded, with the mask as noise mask [1, 1, H, W] over its padded size.
+    """The first picture encoded, with the mask [1, 1, H, W] as noise mask [1, 1, h, w] of the latent's size.
 
     Raises:
         ValueError: no picture, another size than the picture's own, or a mask that is empty or of another size.
@@ -162,7 +152,7 @@ def masked_latent(
         raise ValueError("a mask is connected but no picture; connect the picture that it belongs to first.")
     if image_size != AUTO:
         raise ValueError(f"a mask edits the first picture in place, so image_size must be {AUTO}, not {image_size}.")
-    picture, mask = pictures[0], mask.reshape(-1, 1, *mask.shape[-2:])[:1]
+    picture = pictures[0]
     if not mask.any():  # what Load Image gives for a picture without one, at 64x64
         raise ValueError(
             "the mask is empty, so nothing may change; paint it (right-click the Load Image node, Open in Mask "
@@ -173,11 +163,9 @@ def masked_latent(
             f"the mask is {mask.shape[-1]}x{mask.shape[-2]} and the first picture "
             f"{picture.shape[-1]}x{picture.shape[-2]}; draw the mask on that picture."
         )
-    if (size[1], size[0]) != tuple(picture.shape[-2:]):
-        picture = F.interpolate(picture, (size[1], size[0]), mode="bicubic", antialias=True).clamp(0, 1)
-        mask = F.interpolate(mask, (size[1], size[0]), mode="bilinear", antialias=True)
+    picture, mask = fit_to_output(picture, mask)
     samples = encode_picture(vae, pad_edges(picture))
-    return {"samples": samples.repeat(num_images, 1, 1, 1), "noise_mask": pad_edges(mask)}
+    return {"samples": samples.repeat(num_images, 1, 1, 1), "noise_mask": to_latent_mask(pad_edges(mask))}
 
 
 def _cached(encoder: Any, key: Hashable, encode: Callable[[], Any]) -> Any:

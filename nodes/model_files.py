@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import comfy.sd
@@ -35,25 +35,25 @@ def choices(kind: str) -> list[str]:
 
 def find(kind: str, name: str) -> Path | None:
     """The path of a choice; None where it does not exist (any more) or would leave its folder."""
-    if not name.startswith(f"{DIFFUSERS}/"):
-        path = folder_paths.get_full_path(WANTED[kind].folder, name)
-        return Path(path) if path else None
-    for root in folder_paths.get_folder_paths(DIFFUSERS):
-        path = Path(root) / name.removeprefix(f"{DIFFUSERS}/")
-        if path.is_dir() and path.resolve().is_relative_to(Path(root).resolve()):
-            return path
-    return None
+    file = folder_paths.get_full_path(WANTED[kind].folder, name)
+    if file:
+        return Path(file)
+    first, *parts = PureWindowsPath(name).parts or ("",)  # which takes both kinds of slashes apart
+    if first != DIFFUSERS or ".." in parts:
+        return None
+    folders = (Path(root, *parts) for root in folder_paths.get_folder_paths(DIFFUSERS))
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def load_transformer(path: Path, identity: Identity, weight_dtype: str, disable_dynamic: bool = False) -> Any:
     """MODEL. What ComfyUI's own loader reads goes through it; other names and folders are renamed first."""
     options = WEIGHT_DTYPES[weight_dtype]
     if path.is_file() and identity.layout == "bfl":
-        return comfy.sd.load_diffusion_model(str(path), options, disable_dynamic)
+        return comfy.sd.load_diffusion_model(str(path), options, **_asked(disable_dynamic))
     state = _read(path, {identity.prefix: ""})
     if identity.layout == "diffusers":
         state = diffusers_to_bfl(state)
-    model = comfy.sd.load_diffusion_model_state_dict(state, options, disable_dynamic=disable_dynamic)
+    model = comfy.sd.load_diffusion_model_state_dict(state, options, **_asked(disable_dynamic))
     model.cached_patcher_init = (load_transformer, (path, identity, weight_dtype))
     return model
 
@@ -69,7 +69,7 @@ def load_text_encoder(path: Path, identity: Identity, device: str, disable_dynam
         clip = _tiny_clip(state, embeddings, options)
     else:
         clip = comfy.sd.load_text_encoder_state_dicts(
-            [state], embeddings, comfy.sd.CLIPType.FLUX2, options, disable_dynamic
+            [state], embeddings, comfy.sd.CLIPType.FLUX2, options, **_asked(disable_dynamic)
         )
     clip.patcher.cached_patcher_init = (_text_encoder_patcher, (path, identity, device))
     return clip
@@ -101,6 +101,11 @@ def _read(path: Path, prefixes: dict[str, str]) -> dict[str, torch.Tensor]:
         found, metadata = comfy.utils.load_torch_file(str(file), safe_load=True, return_metadata=True)
         state |= comfy.utils.convert_old_quants(found, metadata=metadata)[0]
     return comfy.utils.state_dict_prefix_replace(state, prefixes)
+
+
+def _asked(disable_dynamic: bool) -> dict[str, bool]:
+    """ComfyUI before 0.16 does not know the argument, and never asks for it."""
+    return {"disable_dynamic": True} if disable_dynamic else {}
 
 
 def _text_encoder_patcher(path: Path, identity: Identity, device: str, disable_dynamic: bool = False) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -193,6 +194,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
         return load_file(str(path))
     if path.suffix == ".pt":
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is cut off, or not a file that torch.save wrote")
         try:
             gamma = torch.load(path, map_location="cpu", weights_only=True)
         except UnpicklingError as error:

@@ -134,7 +134,8 @@ def _checked_sigmas(sigmas: Tensor) -> list[float]:
     falling = all(after <= before for before, after in pairwise(values))
     if not (falling and values[-1] >= 0.0 and 0.0 < values[0] <= 1.0):
         raise ValueError(
-            f"sigmas are {values}; CNS needs flow-matching sigmas that fall from at most 1 to at least 0. "
+            f"the {len(values)} sigmas go from {values[0]:g} to {values[-1]:g}; CNS needs flow-matching sigmas that "
+            "fall from at most 1, above 0, to at least 0. "
             "Use a flow-matching model and its own scheduler, or turn CNS off."
         )
     return values

@@ -28,16 +28,17 @@ def graph(name, params=OFF, images=(), loader=SINGLE, sampler=None, conditioner=
         **loads,
         "loader": node("KleinBaseLoader", **{"weight_dtype": "default", "text_encoder_device": "default", **loader}),
         "edit": node(
-            "KleinEditConditioner", clip=["loader", 1], vae=["loader", 2],
-            **{"prompt": "make it blue", "negative_prompt": "", "image_size": "auto", "width": 96, "height": 64,
-               "num_images": 1, "reference_megapixels": 1.0, **sockets, **(conditioner or {})},
+            "KleinEditConditioner",
+            **{"clip": ["loader", 1], "vae": ["loader", 2], "prompt": "make it blue", "negative_prompt": "",
+               "image_size": "auto", "width": 96, "height": 64, "num_images": 1, "reference_megapixels": 1.0, **sockets, **(conditioner or {})},
         ),
         "sample": node(
-            "CNSKSampler", model=["loader", 0], positive=["edit", 0], negative=["edit", 1], latent_image=["edit", 2],
-            **{"seed": 5, "steps": 4, "cfg": 5.0, "scheduler": "flux2", "denoise": 1.0, **cns_values(params),
+            "CNSKSampler",
+            **{"model": ["loader", 0], "positive": ["edit", 0], "negative": ["edit", 1], "latent_image": ["edit", 2],
+               "seed": 5, "steps": 4, "cfg": 5.0, "scheduler": "flux2", "denoise": 1.0, **cns_values(params),
                **(sampler or {})},
         ),
-        "decode": node("KleinDecode", latent=["sample", 0], vae=["loader", 2], **(decode or {})),
+        "decode": node("KleinDecode", **{"latent": ["sample", 0], "vae": ["loader", 2], **(decode or {})}),
         "save": node("ProbeSave", name=name, image=["decode", 0]),
     }  # fmt: skip
 
@@ -55,7 +56,7 @@ def custom_sampling(name, params, cns_seed=-1, noise=None, sigmas=None, latent=(
     prompt = latents(name, params=params, **how)
     del prompt["sample"]
     return prompt | {
-        "cns": node("CNSSampler", cns_seed=cns_seed, **cns_values(params)),
+        "cns": node("CNSSampler", cns_seed=cns_seed, **cns_values(params, switch=False)),
         "guider": node("CFGGuider", model=["loader", 0], positive=["edit", 0], negative=["edit", 1], cfg=5.0),
         "noise": noise or node("RandomNoise", noise_seed=5),
         "sigmas": sigmas or node("Flux2Scheduler", steps=4, width=96, height=64),
@@ -66,8 +67,9 @@ def custom_sampling(name, params, cns_seed=-1, noise=None, sigmas=None, latent=(
     }  # fmt: skip
 
 
-def cns_values(params):
-    return {"cns_gamma_file": "sit_xl2_unguided", **params.to_request()}
+def cns_values(params, switch=True):
+    values = {"cns_gamma_file": "sit_xl2_unguided", **params.to_request()}
+    return {name: value for name, value in values.items() if switch or name != "enable_cns"}
 
 
 def node(class_type, **inputs):

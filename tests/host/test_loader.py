@@ -88,11 +88,25 @@ def test_a_sharded_transformer(server, host_pipeline, plain):
     assert torch.allclose(result(server, one_step("sharded", **parts)), plain, atol=1e-5, rtol=0)
 
 
+def test_a_linked_folder_and_a_folder_called_diffusers(server, plain):
+    """Weights kept on another disk; and a folder of ComfyUI's own that has the name of ours."""
+    models = server.base / "models"
+    (server.base / "elsewhere").mkdir()
+    (models / "diffusers" / "tiny-klein").rename(server.base / "elsewhere" / "tiny-klein")
+    (models / "diffusers" / "tiny-klein").symlink_to(server.base / "elsewhere" / "tiny-klein")
+    assert torch.allclose(result(server, one_step("linked", **FOLDER)), plain, atol=1e-5, rtol=0)
+    own = place(server, "transformer", "diffusers/own.safetensors")
+    own.parent.mkdir()
+    os.link(place(server, "transformer", SINGLE["diffusion_model"]), own)
+    assert torch.equal(result(server, one_step("own", diffusion_model="diffusers/own.safetensors")), plain)
+
+
 def test_a_distilled_file_loads_with_a_warning(server, plain):
     path = place(server, "transformer", "flux-2-klein-9b.safetensors")
     os.link(place(server, "transformer", SINGLE["diffusion_model"]), path)
     run = server.watch(one_step("distilled", diffusion_model=path.name))
     assert any("is the distilled klein, made for 4 steps at cfg 1, not Base" in text for text in run.texts)
+    assert any(text.startswith("random test weights, the picture will be noise: ") for text in run.texts)
     assert torch.equal(result(server, one_step("distilled", diffusion_model=path.name)), plain)
 
 

@@ -74,6 +74,41 @@ def test_a_masked_edit_keeps_every_pixel_outside(server, pictures):
     assert not torch.allclose(edited[0, 35:45, 50:70], original[0, 35:45, 50:70], atol=0.05)
 
 
+@pytest.mark.parametrize("box", [(17, 22, 17, 22), (0, 64, 40, 46), (24, 41, 8, 80)], ids=["dot", "stroke", "band"])
+def test_every_latent_cell_that_a_mask_touches_may_change(server, photo, box):
+    """Counted over two seeds: also where a thin stroke misses the middle of a cell."""
+    top, bottom, left, right = box
+    mask = torch.zeros(1, 64, 96)
+    mask[:, top:bottom, left:right] = 1
+    touched = torch.nn.functional.max_pool2d(mask, 16)[0] > 0
+    give(server, f"box{top}", mask)
+    give(server, "scene", to_pixels(photo.resize((96, 64))).movedim(1, -1))
+    masked = {"images.image_0": ["scene", 0], "mask": ["mask", 1], "image_size": "auto"}
+    nodes = {"scene": node("ProbeLoad", name="scene"), "mask": node("ProbeLoad", name=f"box{top}")}
+    first, second = (
+        result(server, latents(f"seed{seed}", params=CNSParams(), conditioner=masked, sampler={"seed": seed}) | nodes)
+        for seed in (1, 2)
+    )
+    assert torch.equal((first != second).any(1)[0], touched)
+
+
+def test_a_masked_edit_of_a_picture_over_2048(server, photo):
+    """It is scaled, and so are original and mask in the decoder."""
+    give(server, "wide", to_pixels(photo.resize((2100, 80))).movedim(1, -1))
+    mask = torch.zeros(1, 80, 2100)
+    mask[:, 20:60, 300:500] = 1
+    give(server, "wide_mask", mask)
+    prompt = graph(
+        "wide", images=["wide"], conditioner={"mask": ["mask", 1]}, sampler={"steps": 1, "cfg": 1.0},
+        decode={"original": ["load0", 0], "mask": ["mask", 1]},
+    ) | {"mask": node("ProbeLoad", name="wide_mask")}  # fmt: skip
+    edited = result(server, prompt)
+    assert edited.shape == (1, 78, 2048, 3)
+    original = to_pixels(photo.resize((2100, 80)).resize((2048, 78))).movedim(1, -1)
+    change = (edited - original).abs()
+    assert float(change[:, :, 600:].max()) < 0.1 < float(change[:, 30:50, 320:460].max())
+
+
 def test_pictures_count_in_socket_order(server, photo):
     """Gaps are skipped, a batch counts each of its pictures, and another order makes another picture."""
     pair = [to_pixels(photo.crop((left, 50, left + 96, 114))).movedim(1, -1) for left in (10, 200)]
@@ -103,6 +138,14 @@ def test_encodings_are_kept(server, pictures):
         return server.run(changed)["outputs"]["report"]["counts"][0]
 
     first = counts(prompt)
+    for i in range(8):  # as many as are kept
+        other = copy.deepcopy(prompt)
+        other["edit"]["inputs"]["prompt"] = f"words {i}"
+        last = counts(other)
+    assert last["text"] == first["text"] + 8
+    again = counts(prompt)
+    assert again == {"text": last["text"] + 1, "picture": first["picture"]}, "the first words were not let go"
+    first = again
     other_text = copy.deepcopy(prompt)
     other_text["edit"]["inputs"]["prompt"] = "other words"
     second = counts(other_text)
@@ -129,6 +172,13 @@ def test_cns_off_is_the_official_chain_bit_for_bit(server, pictures):
 
 
 def test_refusals_are_sentences(server, pictures):
+    for name, tensor in (
+        ("nothing", torch.zeros(1, 64, 96)), ("masks", torch.ones(3, 73, 111)), ("flat", torch.ones(1, 64, 96, 1)),
+        ("foreign", torch.ones(1, 16, 8, 12)),
+    ):  # fmt: skip
+        give(server, name, tensor)
+    others = {name: node("ProbeLoad", name=name) for name in ("masks", "foreign")}
+    others |= {"mask": node("ProbeLoad", name="nothing"), "pixels": node("VAELoader", vae_name="pixel_space")}
     for change, says in (
         ({"loader": {**SINGLE, "diffusion_model": "gone.sft"}}, ["'gone.sft' does not", "klein-base-9b"]),
         ({"loader": {**SINGLE, "vae": "diffusers/../../x"}}, ["does not exist", "FLUX.2's VAE"]),
@@ -136,10 +186,15 @@ def test_refusals_are_sentences(server, pictures):
         ({"params": CNSParams(gamma_source="reference")}, ["needs at least one reference picture"]),
         ({"params": CNSParams(), "sampler": {"cns_gamma_file": "gone.pt"}}, ["'gone.pt' does not exist; put it into"]),
         ({"decode": {"mask": ["mask", 1]}}, ["mask is connected but original is not"]),
+        ({"images": ["picture0"], "conditioner": {"images.picture": ["load0", 0]}}, ["'images.picture' is unknown"]),
+        ({"images": ["flat"]}, ["image_0 is [1, 64, 96, 1]; a picture is [batch, height, width, 3 or 4 channels]"]),
+        ({"images": ["picture0"], "conditioner": {"mask": ["masks", 1]}}, ["mask holds 3 masks; connect the one"]),
+        ({"sampler": {"latent_image": ["foreign", 2]}}, ["latent_image has 16 channels, the model takes 128"]),
+        ({"decode": {"latent": ["foreign", 2]}}, ["latent has 16 channels, FLUX.2's have 128"]),
+        ({"images": ["picture0"], "conditioner": {"vae": ["pixels", 0]}}, ["encodes to has 3 channels, FLUX.2's"]),
         ({"conditioner": {"mask": ["mask", 1]}}, ["a mask is connected but no picture"]),
     ):
-        give(server, "mask", torch.zeros(1, 64, 96))
-        prompt = graph("refused", **{"params": OFF, **change}) | {"mask": node("ProbeLoad", name="mask")}
+        prompt = graph("refused", **{"params": OFF, **change}) | others
         text = failure(server, prompt)
         assert all(part in text for part in says), text
 

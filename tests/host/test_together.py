@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfy_graph import OFF, SINGLE, custom_sampling, failure, give, graph, latents, made, node, result
+from comfy_graph import custom_sampling, failure, give, graph, latents, made, node, result
 from comfy_host import Failed
 from klein_cns.klein.references import to_pixels
 from klein_cns.sampler import CNSParams, sample_cns, shipped_progress
-from safetensors.torch import load_file, save_file
+from klein_cns.sampler.progress import approximation
+from safetensors.torch import save_file
 
 CNS = CNSParams()
 SDE_2M = CNSParams(solver="sde_2m", s_churn=1.0)
+STILL = CNSParams(s_churn=0)  # plain Euler
 FLUX2 = node("Flux2Scheduler", steps=4, width=96, height=64)
 
 
-@pytest.mark.parametrize("params", [OFF, CNS, SDE_2M], ids=["off", "euler", "sde_2m"])
+@pytest.mark.parametrize("params", [STILL, CNS, SDE_2M], ids=["no churn", "euler", "sde_2m"])
 def test_cns_sampler_is_cns_ksampler(server, params):
     ours = result(server, latents("ksampler", params=params))
     assert torch.equal(result(server, custom_sampling("custom", params)), ours)
@@ -41,7 +43,8 @@ def test_denoise_runs_the_last_steps_of_a_longer_schedule(server):
     prompt = latents("part", sampler={"denoise": 0.5}) | {"start": node("ProbeLoad", name="start")}
     prompt["sample"]["inputs"]["latent_image"] = ["start", 2]
     ours = result(server, prompt)
-    theirs = custom_sampling("last", OFF, sigmas=node("SplitSigmas", sigmas=["flux2", 0], step=4), latent=["start", 2])
+    last = node("SplitSigmas", sigmas=["flux2", 0], step=4)
+    theirs = custom_sampling("last", STILL, sigmas=last, latent=["start", 2])
     theirs["sample"]["inputs"]["sigmas"] = ["sigmas", 1]
     theirs |= {"flux2": node("Flux2Scheduler", steps=8, width=96, height=64), "start": prompt["start"]}
     assert torch.equal(result(server, theirs), ours)
@@ -68,7 +71,7 @@ def test_a_schedule_in_two_halves(server):
     """A first half that does not end at 0, a second with DisableNoise: without CNS the whole run, with it reproducible
     and other noise for another cns_seed."""
     whole = result(server, latents("whole"))
-    torch.testing.assert_close(result(server, halves("off", OFF, -1)), whole, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result(server, halves("off", STILL, -1)), whole, rtol=1e-4, atol=1e-4)
     runs = [result(server, halves(name, CNS, seed)) for name, seed in (("a", 7), ("b", 7), ("c", 8))]
     assert torch.equal(runs[0], runs[1]) and not torch.allclose(runs[0], runs[2], atol=1e-2)
     assert all(bool(run.isfinite().all()) for run in runs)
@@ -124,8 +127,8 @@ def test_flux1_runs_and_without_churn_is_comfyuis_euler(server):
             "guider": node("BasicGuider", model=["flux1", 0], conditioning=["flux1", 1]),
         }  # fmt: skip
 
-    still, coloured = (result(server, run(name, p)) for name, p in (("s", CNSParams(s_churn=0)), ("c", CNS)))
-    euler = run("e", OFF) | {"cns": node("KSamplerSelect", sampler_name="euler")}
+    still, coloured = (result(server, run(name, p)) for name, p in (("s", STILL), ("c", CNS)))
+    euler = run("e", STILL) | {"cns": node("KSamplerSelect", sampler_name="euler")}
     assert torch.equal(still, result(server, euler))
     assert bool(coloured.isfinite().all()) and not torch.allclose(coloured, still, atol=0.05)
 
@@ -195,8 +198,9 @@ def test_a_gamma_file_of_the_user(server):
     torch.testing.assert_close(own, shipped, rtol=1e-5, atol=1e-5)
     info = server.get("/object_info/CNSKSampler")["CNSKSampler"]["input"]["required"]["cns_gamma_file"]
     assert "mine.safetensors" in str(info)
-    assert SINGLE["vae"] in str(server.get("/object_info/KleinBaseLoader"))
-    assert load_file(server.base / "models" / "cns_gamma" / "mine.safetensors")
+    approximation().save(server.base / "models" / "cns_gamma" / "mine.safetensors")
+    replaced = result(server, latents("own", params=CNS, sampler={"cns_gamma_file": "mine.safetensors"}))
+    assert not torch.allclose(replaced, shipped, atol=1e-3)
 
 
 def test_wrong_numbers_are_refused_with_their_range(server):
@@ -204,5 +208,9 @@ def test_wrong_numbers_are_refused_with_their_range(server):
         ({"cns_gamma_divider": float("nan")}, "cns_gamma_divider"),
         ({"cns_s_churn": 5.0}, "cns_s_churn"),
         ({"scheduler": "none"}, "scheduler"),
+        ({"cfg": float("nan")}, "cfg is nan; allowed is a number from 0.0 to 100.0"),
+        ({"denoise": float("nan")}, "denoise is nan; allowed"),
+        ({"denoise": 1e-300}, "denoise is 1e-300 at 4 steps, which leaves nothing to do"),
+        ({"denoise": 0.01, "steps": 150}, "denoise is 0.01 at 150 steps, which leaves nothing to do"),
     ):
         assert says in failure(server, latents("wrong", params=CNS, sampler=sampler))
