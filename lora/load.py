@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Hashable
 from pathlib import Path
@@ -13,6 +14,7 @@ from .read import find_weights, read_lora, stamp
 from .stack import MAX_LORAS
 
 KEPT = 2 * MAX_LORAS
+CLOCK_TICK = 0.02  # seconds; file systems step their times by up to this
 
 _kept: OrderedDict[Hashable, Lora] = OrderedDict()
 
@@ -26,11 +28,19 @@ def examine_lora(path: str | Path, target: Architecture = KLEIN_9B) -> Lora:
     file = find_weights(path)
     key = (stamp(file), target)
     if key not in _kept:
+        _settle(file)
         _kept[key] = canonical(read_lora(file), target)
         if len(_kept) > KEPT:
             _kept.popitem(last=False)
     _kept.move_to_end(key)
     return _kept[key]
+
+
+def _settle(file: Path) -> None:
+    """Wait until a later write to a file that was written just now would show in its time."""
+    age = time.time() - file.stat().st_mtime
+    if 0 <= age < CLOCK_TICK:
+        time.sleep(CLOCK_TICK - age)
 
 
 def load_lora(path: str | Path, target: Architecture) -> Lora:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..weights.architecture import TINY, Architecture, recognize
+from ..weights.architecture import Architecture, architecture
 from ..weights.layout import ADA_LAYER_NORM, Row, rows
 from .load import load_lora
 from .report import Report
@@ -72,10 +72,8 @@ def remove_loras(pipe: Any) -> None:
 def architecture_of(transformer: Any) -> Architecture:
     """The architecture of a ``Flux2Transformer2DModel``."""
     config = transformer.config
-    hidden, context = config.num_attention_heads * config.attention_head_dim, config.joint_attention_dim
-    known = TINY if (hidden, context) == (TINY.hidden, TINY.context) else recognize(hidden, context)
-    name = known.name if known else f"a FLUX.2 transformer of hidden width {hidden}"
-    return Architecture(name, hidden, config.num_layers, config.num_single_layers, context // 3, "")
+    hidden = config.num_attention_heads * config.attention_head_dim
+    return architecture(hidden, config.joint_attention_dim, config.num_layers, config.num_single_layers)
 
 
 def _diffusers_updates(row: Row, update: Update, target: Architecture) -> list[tuple[str, Update]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..lora import LoHa, LoKr, LowRank, Update
 from ..lora.updates import FORMS
-from ..weights.architecture import TINY, Architecture, recognize
+from ..weights.architecture import Architecture, architecture
 
 APPLY = ("auto", "merge", "bypass")
 PREFIX = "diffusion_model."
@@ -102,14 +102,11 @@ def architecture_of(model: Any) -> Architecture:
     image, text = shapes.get("img_in.weight"), shapes.get("txt_in.weight")
     if not image or not text or "double_stream_modulation_img.lin.weight" not in shapes:
         raise ValueError("the model is no FLUX.2, so no klein LoRA fits it; connect FLUX.2 [klein] 9B.")
-    hidden, context = image[0], text[1]
-    known = TINY if (hidden, context) == (TINY.hidden, TINY.context) else recognize(hidden, context)
-    name = known.name if known else f"a FLUX.2 transformer of hidden width {hidden}"
-    blocks = [
+    doubles, singles = (
         1 + max(int(key.split(".")[1]) for key in shapes if key.startswith(f"{kind}_blocks."))
         for kind in ("double", "single")
-    ]
-    return Architecture(name, hidden, *blocks, context // 3, "")
+    )
+    return architecture(image[0], text[1], doubles, singles)
 
 
 def apply_updates(
@@ -137,27 +134,21 @@ def apply_updates(
         counts: Counter[str] = Counter()
         for update in updates if strength != 0 else ():
             key = PREFIX + _own_name(update.weight, names)
-            if update.magnitude is not None:
-                if apply == "bypass":
-                    raise ValueError(
-                        f"apply is bypass, but a LoRA has a DoRA of {update.weight}, which must see that weight; "
-                        "choose auto or merge."
-                    )
-                doras[key].append(Strong(update, strength))
-            elif len(update.form.shape) == 2 and (apply == "bypass" or (apply == "auto" and is_quantised(clone, key))):
+            bypass = _is_bypassed(clone, key, update, apply)
+            counts["bypassed" if bypass else "merged"] += 1
+            if bypass:
                 bypassed[key].append(Strong(update, strength))
-                counts["bypassed"] += 1
-                continue
+            elif update.magnitude is not None:
+                doras[key].append(Strong(update, strength))
             else:
                 patches[key if update.rows is None else (key, (0, *update.rows))] = _patch(update)
-            counts["merged"] += 1
-        clone.add_patches(patches, strength)
+        _add_patches(clone, patches, strength)
         how.append(counts)
     _add_doras(clone, doras)
     if bypassed:
-        bypass = Bypass(bypassed)
+        added = Bypass(bypassed)
         # A name of its own: ComfyUI compares the names to tell whether two clones have the same weights.
-        clone.set_injections(f"klein_lora_{uuid.uuid4()}", [PatcherInjection(bypass.inject, bypass.eject)])
+        clone.set_injections(f"klein_lora_{uuid.uuid4()}", [PatcherInjection(added.inject, added.eject)])
     return clone, how
 
 
@@ -165,6 +156,25 @@ def is_quantised(model: Any, key: str) -> bool:
     """Whether merging into this weight would round it to its quantised form again."""
     weight = comfy.utils.get_attr(model.model, key)
     return isinstance(weight, QuantizedTensor) or weight.dtype in FP8
+
+
+def _is_bypassed(model: Any, key: str, update: Update, apply: str) -> bool:
+    if update.magnitude is not None:
+        if apply == "bypass":
+            raise ValueError(
+                f"apply is bypass, but a LoRA has a DoRA of {update.weight}, which must see that weight; "
+                "choose auto or merge."
+            )
+        return False
+    is_matrix = len(update.form.shape) == 2  # a norm's scale has no product to add
+    return is_matrix and (apply == "bypass" or (apply == "auto" and is_quantised(model, key)))
+
+
+def _add_patches(model: Any, patches: Mapping[Any, Any], strength: float = 1.0) -> None:
+    added = set(model.add_patches(patches, strength))
+    missed = [key for key in patches if key not in added]
+    if missed:
+        raise ValueError(f"the model does not take a change of {missed[0]}; choose apply bypass, or load it otherwise.")
 
 
 def _adding(strong: Sequence[Strong]) -> Any:
@@ -177,7 +187,6 @@ def _adding(strong: Sequence[Strong]) -> Any:
         if where not in moved:
             moved.clear()
             moved[where] = [one._replace(update=one.update.to(*where)) for one in strong]
-        output = output.clone()
         for update, strength in moved[where]:
             start, length = update.rows or (0, output.shape[-1])
             output.narrow(-1, start, length).add_(update.form.apply(x), alpha=strength)
@@ -217,7 +226,7 @@ def _add_doras(model: Any, doras: Mapping[str, Sequence[Strong]]) -> None:
         if there is not None:
             mine.weights = patches.pop(there)[1].weights + mine.weights
         added[key] = mine
-    model.add_patches(added)
+    _add_patches(model, added)
     for key in added:
         patches = model.patches[key]
         place = 1 + max((i for i, patch in enumerate(patches[:-1]) if not _only_adds(patch)), default=-1)

@@ -90,6 +90,7 @@ class KleinLoraStack(io.ComfyNode):
         else:
             model, reports = with_loras(model, stack, paths, apply)
             text = "\n".join(map(str, reports))
+        text = text or "no LoRA is chosen"
         show(cls.hidden.unique_id, text)
         return io.NodeOutput(
             model, stack, ui={"text": [text], "klein_loras": [report.to_dict() for report in reports]}

@@ -30,7 +30,8 @@ def graph(name, params=OFF, images=(), loader=SINGLE, sampler=None, conditioner=
         "edit": node(
             "KleinEditConditioner",
             **{"clip": ["loader", 1], "vae": ["loader", 2], "prompt": "make it blue", "negative_prompt": "",
-               "image_size": "auto", "width": 96, "height": 64, "num_images": 1, "reference_megapixels": 1.0, **sockets, **(conditioner or {})},
+               "image_size": "auto", "width": 96, "height": 64, "num_images": 1, "reference_megapixels": 1.0,
+               **sockets, **(conditioner or {})},
         ),
         "sample": node(
             "CNSKSampler",

@@ -66,3 +66,11 @@ FLUX_1_WIDTHS = (3072, 4096)  # hidden, context
 def recognize(hidden: int, context: int) -> Architecture | None:
     """The FLUX.2 model with these widths; None where no known one has them."""
     return next((known for known in ARCHITECTURES if (known.hidden, known.context) == (hidden, context)), None)
+
+
+def architecture(hidden: int, context: int, double_blocks: int, single_blocks: int) -> Architecture:
+    """The architecture of a FLUX.2 transformer at hand; a known one's name where the widths are known."""
+    known = TINY if (hidden, context) == (TINY.hidden, TINY.context) else recognize(hidden, context)
+    name = known.name if known else f"a FLUX.2 transformer of hidden width {hidden}"
+    text_encoder = known.text_encoder if known else "unknown"
+    return Architecture(name, hidden, double_blocks, single_blocks, context // 3, text_encoder)

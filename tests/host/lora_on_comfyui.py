@@ -26,6 +26,7 @@ from comfy.quant_ops import QUANT_ALGOS, get_layout_class  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 torch.set_grad_enabled(False)
+torch.set_num_threads(1)  # the weights are tiny
 
 
 def import_pack():

@@ -89,12 +89,18 @@ def test_chained_stacks_are_the_other_hosts_picture_and_are_reported(server, hos
     assert float((made(server, "lora") - expected).abs().max()) <= 1e-3
 
 
-def test_bypass_is_merge(server, loras):
-    results = []
+def test_bypass_is_merge_and_leaves_nothing_behind(server, loras):
+    """One run after the other on one loaded model, strengths changed in between."""
+    both = {"model": ["loader", 0], "lora_1": loras[1], "lora_2": loras[2]}
+    results = {}
     for apply in ("merge", "bypass"):
-        server.run(graph(last=stack(model=["loader", 0], lora_1=loras[1], lora_2=loras[2], apply=apply)))
-        results.append(made(server, "lora"))
-    assert float((results[0] - results[1]).abs().max()) <= 1e-4
+        for strength in (1.0, 0.5, 0.0):
+            server.run(graph(last=stack(**both, strength_1=strength, strength_2=strength, apply=apply)))
+            results[apply, strength] = made(server, "lora")
+    assert float((results["merge", 1.0] - results["merge", 0.5]).abs().max()) > 0.01
+    for strength in (1.0, 0.5):
+        assert float((results["merge", strength] - results["bypass", strength]).abs().max()) <= 1e-4
+    assert torch.equal(results["merge", 0.0], results["bypass", 0.0])
 
 
 def test_beside_comfyuis_own_loader(server, loras):
