@@ -7,8 +7,8 @@ from typing import Any
 
 RUN_AGAIN = "Run again with the same inputs: that collects the same request and submits nothing."
 RESUBMIT = (
-    "Whether fal took it is unknown: your requests are listed at fal.ai/dashboard/requests. If it is there, give its id "
-    "as recover_request_id; if not, turn on resubmit_lost. If fal took it all the same, both are charged."
+    "Whether fal took it is unknown: your requests are listed at fal.ai/dashboard/requests. If it is there, give its "
+    "id as recover_request_id; if not, turn on resubmit_lost. If fal took it all the same, both are charged."
 )
 RESUBMIT_GONE = "With resubmit_lost on, the next run submits it again and is charged again."
 MAX_WORDS = 300

@@ -29,7 +29,7 @@ def read_key(environment: Mapping[str, str], file: Path) -> str:
             f"write it into {file} (mode 600)."
         )
     if not (key.isascii() and key.isprintable() and " " not in key):
-        raise RemoteError(f"{source} holds no fal key: that is one line of letters, digits, '-' and ':'. Copy it again.")
+        raise RemoteError(f"{source} holds no fal key: a line of letters, digits, '-' and ':'. Copy it anew.")
     return key
 
 

@@ -102,7 +102,8 @@ def parse_image_urls(text: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in lines:
         if not _ADDRESS.fullmatch(line):
-            raise NotAccepted(f"image_urls: {line[:80]!r} is no address; give https://... or data:image/..., one a line.")
+            text = f"image_urls: {line[:80]!r} is no address; give https://... or data:image/..., one a line."
+            raise NotAccepted(text)
     return lines
 
 

@@ -30,8 +30,9 @@ async def wait(session: Session, row: Row) -> Row:
         status = response = None
         try:
             status = await session.api.status(row.request_id)
-            unknown = unknown if status is None else 0
-            if type(status).__name__ == "Completed":
+            if type(status).__name__ in ("Queued", "InProgress"):
+                unknown = 0
+            elif status is not None:
                 response = await session.api.result(row.request_id, status.error, status.error_type)
         except Unobtainable:
             unknown += 1
