@@ -23,6 +23,7 @@ def run_interruptibly(work: Callable[[], Awaitable[Result]], check: Callable[[],
         work: makes the coroutine; it is cancelled on an interrupt and may take its time to tidy up.
         check: called every ``every`` seconds; an interrupt is whatever it raises, and rises once the work has ended.
     """
+    check()
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Result]]] = Future()
 
     async def main() -> Result:

@@ -181,6 +181,7 @@ class FalServer:
 class _Handler(BaseHTTPRequestHandler):
     server_state: FalServer
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one packet for head and body
 
     def do_POST(self) -> None:
         fal, data = self.server_state, self._body()
@@ -219,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data[: round(len(data) * share)])
-            self.wfile.flush()
+        self.wfile.flush()
 
     def hang_up(self) -> None:
         self.close_connection = True
