@@ -74,7 +74,8 @@ class Api:
             limits = httpx.Timeout(self._waits.submit, connect=self._waits.connect)
             response = await self._http.post(f"{self.base}/{endpoint}", json=arguments, timeout=limits)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-            raise NotAccepted(f"{self.base} cannot be reached ({_name(error)}). Connect to the network and run again.", 0.0) from None
+            text = f"{self.base} cannot be reached ({_name(error)}). Connect to the network and run again."
+            raise NotAccepted(text, retry_after=0.0) from None
         except httpx.UnsupportedProtocol:
             raise NotAccepted(f"{ADDRESS} is {self.base!r}; it must begin with https:// or http://.") from None
         except (httpx.TransportError, httpx.DecodingError, RemoteError) as error:

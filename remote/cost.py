@@ -39,7 +39,7 @@ def cost_usd(size: tuple[int, int], num_images: int, inputs: int) -> float:
 
 def check_cost(cost: float, limit: float) -> None:
     """Raise `NotAccepted` where the cost is above the limit."""
-    if cost > limit + 1e-9:
+    if not cost <= limit + 1e-9:  # so that NaN is no limit that everything passes
         raise NotAccepted(
             f"this request costs ${cost:.4f}, more than max_cost_usd {limit:g}; nothing was submitted. Raise "
             "max_cost_usd, or ask for fewer or smaller pictures."

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import filelock
 
-from .client import REQUEST_ID, Api
+from .client import ADDRESS, REQUEST_ID, Api
 from .errors import RESUBMIT, RESUBMIT_GONE, AnswerLost, NotAccepted, RemoteError, Unobtainable
 from .fields import EDIT_ENDPOINT
 from .interrupt import run_interruptibly
@@ -29,6 +29,8 @@ from .session import Options, Session
 from .submit import submit
 from .wait import cancel, wait
 from .waits import Waits
+
+__all__ = ["ADDRESS", "Options", "run"]
 
 JOURNAL = "journal.sqlite"
 
