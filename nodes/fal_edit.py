@@ -13,7 +13,6 @@ from typing import Any
 
 import comfy.model_management
 import folder_paths
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -39,7 +38,7 @@ class KleinFalEdit(io.ComfyNode):
             node_id="KleinFalEdit",
             display_name="Klein on fal",
             category=CATEGORY,
-            description="Makes or edits pictures with FLUX.2 [klein] 9B Base on fal, with the controls of the local nodes. "
+            description="Makes or edits pictures with FLUX.2 [klein] 9B Base on fal, with the local nodes' controls. "
             "fal charges for it.",
             search_aliases=["fal", "klein remote", "klein api", "flux2 fal"],
             inputs=[
@@ -53,8 +52,8 @@ class KleinFalEdit(io.ComfyNode):
                         io.Image.Input("image", optional=True), prefix="image_", min=0, max=MAX_IMAGES
                     ),
                     optional=True,
-                    tooltip=f"Up to {MAX_IMAGES} pictures, in the order the prompt counts them. Every picture of a batch "
-                    "counts. They are sent to fal.",
+                    tooltip=f"Up to {MAX_IMAGES} pictures, in the order the prompt counts them. Every picture of a "
+                    "batch counts. They are sent to fal.",
                 ),
                 LoraStack.Input(
                     "lora_stack", optional=True,
@@ -67,7 +66,7 @@ class KleinFalEdit(io.ComfyNode):
                 ),
                 io.String.Input(
                     "lora_urls", multiline=True, default="",
-                    tooltip="LoRAs that fal fetches, one a line: an address or a Hugging Face repository, then the scale.",
+                    tooltip="LoRAs that fal fetches, one a line: address or Hugging Face repository, then the scale.",
                 ),
                 _widget("guidance_scale"),
                 io.Int.Input(
@@ -101,8 +100,8 @@ class KleinFalEdit(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "resubmit_lost", default=False, advanced=True,
-                    tooltip="Submit again what an earlier run submitted without learning its fate, or what fal no longer "
-                    "has. It may be charged twice.",
+                    tooltip="Submit again what an earlier run submitted without learning its fate, or what fal no "
+                    "longer has. It may be charged twice.",
                 ),
                 io.Combo.Input(
                     "on_flagged", options=["error", "pass"], default="error", advanced=True,
@@ -196,7 +195,7 @@ def _lora_files(stack: Any, allowed: bool) -> list[tuple[Path, float]]:
     for name, strength, _ in stack or []:
         path = folder_paths.get_full_path("loras", name)
         if path is None:
-            raise ValueError(f"LoRA {name} does not exist; put it into models/loras/, or give its address in lora_urls.")
+            raise ValueError(f"LoRA {name} does not exist; put it into models/loras/, or use lora_urls.")
         files.append((Path(path), float(strength)))
     return files
 

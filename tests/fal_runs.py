@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fal_server import KEY, FalServer
 from klein_cns.remote.order import Order, make_order
+from klein_cns.remote.results import Collected
 from klein_cns.remote.run import JOURNAL, run
 from klein_cns.remote.session import Options
 from klein_cns.remote.waits import Waits
@@ -15,8 +17,8 @@ from klein_cns.sampler import CNSParams
 from PIL import Image
 
 QUICK = Waits(
-    poll=0.02, connect=0.5, answer=0.5, submit=0.5, grace=1.0, queue=1.0, running=1.0, silence=1.0, tries=3, backoff=0.02,
-    retry_after=1.0,
+    poll=0.02, connect=0.5, answer=0.5, submit=0.5, grace=1.0, queue=1.0, running=1.0, silence=1.0, tries=3,
+    backoff=0.02, retry_after=1.0,
 )
 PROMPT = "Dress the chairwoman in tweed"
 
@@ -36,10 +38,12 @@ class Machine:
         self.folder, self.results, self.address = base / "user", base / "output" / "klein_fal", server.url
         self.said: list[str] = []
 
-    def run(self, ordered: Order | None = None, check=lambda: None, key: str = KEY, waits: Waits = QUICK, **options: Any):
+    def run(
+        self, ordered: Order | None = None, check: Callable[[], None] = lambda: None, waits: Waits = QUICK, **options: Any
+    ) -> Collected:
         wanted = order() if ordered is None and "recover_request_id" not in options else ordered
         return run(
-            wanted, Options(**options), key, self.address, self.folder, self.results, check, self.said.append, waits
+            wanted, Options(**options), KEY, self.address, self.folder, self.results, check, self.said.append, waits
         )
 
     def rows(self) -> list[sqlite3.Row]:

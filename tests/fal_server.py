@@ -170,7 +170,8 @@ class FalServer:
         return (200, self.picture, {"Content-Type": "image/png"}) if path.startswith("/files/") else (404, {}, {})
 
     def token(self) -> tuple[int, Any, dict[str, str]]:
-        return 200, {"token": "cdn", "token_type": "Bearer", "base_url": self.url, "expires_at": "2099-01-01T00:00:00+00:00"}, {}
+        expiry = "2099-01-01T00:00:00+00:00"
+        return 200, {"token": "cdn", "token_type": "Bearer", "base_url": self.url, "expires_at": expiry}, {}
 
     def upload(self, data: bytes) -> tuple[int, Any, dict[str, str]]:
         path = f"/files/upload/{len(self.uploads)}"

@@ -80,8 +80,10 @@ CASES = [
     Case("dropped after fal took it", 1, "lost", "answer to the submission was lost.*resubmit_lost", (1, LOST),
          **faulty(submit=drop(accept=True))),
     Case("answer cut off", 1, "lost", "answer to the submission was lost", (1, LOST), **faulty(submit=truncated())),
-    Case("answer is not JSON", 1, "lost", "holds no request id", (1, LOST), **faulty(submit=answer(200, HTML, accept=True))),
-    Case("answer without an id", 1, "lost", "holds no request id", (1, LOST), **faulty(submit=answer(200, {}, accept=True))),
+    Case("answer is not JSON", 1, "lost", "holds no request id", (1, LOST),
+         **faulty(submit=answer(200, HTML, accept=True))),
+    Case("answer without an id", 1, "lost", "holds no request id", (1, LOST),
+         **faulty(submit=answer(200, {}, accept=True))),
     Case("id that is none", 1, "lost", "holds no request id", (1, LOST),
          **faulty(submit=answer(200, {"request_id": "../../etc"}, accept=True))),
     Case("slow answer", 1, "saved", OK, **faulty(submit=stall(0.3))),
@@ -104,7 +106,8 @@ CASES = [
     Case("429 without end", 0, "failed", "too many requests at once", **faulty(submit=FOREVER(answer(429)))),
     Case("bad key", 0, "failed", "does not accept the key.*dashboard/keys", **faulty(
         submit=answer(401, {"detail": "Invalid key test-key-id:0123456789abcdef-secret"}))),
-    Case("forbidden key", 0, "failed", "does not accept the key", **faulty(submit=answer(403, {"detail": "no access"}))),
+    Case("forbidden key", 0, "failed", "does not accept the key",
+         **faulty(submit=answer(403, {"detail": "no access"}))),
     Case("exhausted balance", 0, "failed", "balance of your fal account is exhausted",
          **faulty(submit=answer(403, BALANCE))),
     Case("payment required", 0, "failed", "balance of your fal account is exhausted", **faulty(submit=answer(402))),
@@ -171,9 +174,11 @@ CASES = [
     # the file
     Case("file server fails", 1, "saved", OK, **faulty(file=[answer(503), drop()])),
     Case("file cut off", 1, "saved", OK, **faulty(file=truncated())),
-    Case("file never comes whole", 1, "completed", "did not arrive whole .*Run again", **faulty(file=FOREVER(truncated()))),
+    Case("file never comes whole", 1, "completed", "did not arrive whole .*Run again",
+         **faulty(file=FOREVER(truncated()))),
     Case("expired file", 1, "completed", "file is gone from fal .404.*resubmit_lost", **faulty(file=answer(404))),
-    Case("web page as file", 1, "completed", "is saved as .*_0.bin, but it is no PNG", **faulty(file=answer(200, HTML))),
+    Case("web page as file", 1, "completed", "is saved as .*_0.bin, but it is no PNG",
+         **faulty(file=answer(200, HTML))),
     Case("spoiled file", 1, "completed", "cannot be decoded .*fetches it anew", **faulty(file=answer(200, PARTIAL))),
     Case("oversized file", 1, "completed", "larger than 0 MiB", run={"max_file": 50}),
     Case("too many pixels", 1, "completed", "8192x4096, more than", (1, "8192x4096, more than"),
@@ -199,7 +204,8 @@ CASES = [
     Case("flagged, passed on", 1, "saved", OK, run={"on_flagged": "pass"},
          **responding(lambda response: {**response, "has_nsfw_concepts": [True]})),
     # inside the answer
-    Case("inline, spoiled", 1, "completed", "no base64", (1, "no base64"), **responding(image(url="data:image/png;base64,%"))),
+    Case("inline, spoiled", 1, "completed", "no base64", (1, "no base64"),
+         **responding(image(url="data:image/png;base64,%"))),
     # money
     Case("too expensive", 0, None, "costs \\$0.0201, more than max_cost_usd 0.01", run={"max_cost_usd": 0.01}),
 ]

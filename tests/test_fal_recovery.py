@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_interrupt_in_the_middle_of_a_submission_waits_for_the_id_and_cancels(fa
 
 def test_interrupt_while_the_answer_to_a_submission_does_not_come_is_recorded_as_lost(fal, machine):
     fal.fail(submit=stall(3.0))
-    assert interrupted(machine, fal, "submit", waits=QUICK.__class__(**{**vars(QUICK), "submit": 30.0, "grace": 0.4})) < 2
+    assert interrupted(machine, fal, "submit", waits=replace(QUICK, submit=30.0, grace=0.4)) < 2
     assert machine.state() == "lost"
     with pytest.raises(RemoteError, match="interrupted before fal's answer came.*resubmit_lost"):
         machine.run()
@@ -123,7 +124,7 @@ def test_a_cancellation_without_confirmation_is_not_taken_for_one(fal, machine):
     """fal says that it will cancel, and the job goes on: the next run must not submit a second one."""
     fal.queued = 10**6
     fal.fail(cancel=answer(202, {"status": "CANCELLATION_REQUESTED"}))
-    interrupted(machine, fal, "status", waits=QUICK.__class__(**{**vars(QUICK), "grace": 0.3}))
+    interrupted(machine, fal, "status", waits=replace(QUICK, grace=0.3))
     assert machine.state() == "cancelling" and "not confirmed" in machine.said[-1]
     fal.queued = 1
     assert machine.run().images and len(fal.requests) == 1
@@ -133,7 +134,7 @@ def test_a_cancellation_without_confirmation_is_not_taken_for_one(fal, machine):
 def test_a_cancellation_confirmed_later_lets_the_next_run_submit(fal, machine, confirmed):
     fal.queued = 10**6
     fal.fail(cancel=answer(202, {"status": "CANCELLATION_REQUESTED"}))
-    interrupted(machine, fal, "status", waits=QUICK.__class__(**{**vars(QUICK), "grace": 0.3}))
+    interrupted(machine, fal, "status", waits=replace(QUICK, grace=0.3))
     fal.queued = 1
     if confirmed == "gone":
         fal.requests["gone"] = fal.requests.pop(next(iter(fal.requests)))
@@ -156,7 +157,8 @@ def test_kill_at_each_state(fal, machine, tmp_path, point):
     child.wait()
     child.stdout.close()
     child.stderr.close()
-    assert machine.state() == {"submit": "submitting", "status": "submitted", "result": "submitted", "file": "completed"}[at]
+    states = {"submit": "submitting", "status": "submitted", "result": "submitted", "file": "completed"}
+    assert machine.state() == states[at]
     fal.heal()
     time.sleep(1.1)  # what the server was about to do, it does
     if at == "submit":
@@ -276,9 +278,8 @@ def test_inline_pictures_are_files_too_and_leave_the_journal(fal, machine):
     first.files[0].unlink()
     with pytest.raises(RemoteError, match="came inside fal's answer, and its file .* is gone"):
         machine.run(order(sync_mode=True))
-    fal.respond = lambda response: {
-        **response, "images": [{"content": uri.partition(",")[2], "width": 64, "height": 48, "content_type": "image/png"}]
-    }
+    raw = {"content": uri.partition(",")[2], "width": 64, "height": 48, "content_type": "image/png"}
+    fal.respond = lambda response: {**response, "images": [raw]}
     assert machine.run(order(sync_mode=True, seed=9)).files[0].read_bytes() == png()
 
 
