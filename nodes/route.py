@@ -40,7 +40,7 @@ class KleinRoute(io.ComfyNode):
                 io.Image.Input("remote", optional=True, lazy=True, tooltip="The picture that fal makes."),
             ],
             outputs=[io.Image.Output(display_name="image")],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
     @classmethod
@@ -60,8 +60,8 @@ def _route(mode: str, hidden: Any) -> Route:
     Raises:
         ValueError: nothing is connected to it.
     """
-    inputs = hidden.prompt[hidden.unique_id]["inputs"]
-    sizes, missing = _local_files(hidden.prompt, inputs.get(LOCAL))
+    inputs = hidden.dynprompt.get_node(hidden.unique_id)["inputs"]
+    sizes, missing = _local_files(hidden.dynprompt, inputs.get(LOCAL))
     route = choose(mode, _accelerator_memory(), sizes, missing)
     if not _is_link(inputs.get(route.branch)):
         raise ValueError(f"{route.why} Nothing is connected to {route.branch}; connect the picture that is made there.")
@@ -74,11 +74,11 @@ def _accelerator_memory() -> int | None:
     return None if device.type == "cpu" else int(comfy.model_management.get_total_memory(device))
 
 
-def _local_files(prompt: dict[str, Any], link: Any) -> tuple[list[int], list[str]]:
+def _local_files(graph: Any, link: Any) -> tuple[list[int], list[str]]:
     """(bytes of each file that our loaders above a link load, names of those that do not exist)."""
     names = {
         (kind, str(node["inputs"].get(name)))
-        for node in _above(prompt, link)
+        for node in _above(graph, link)
         if node["class_type"] == KleinBaseLoader.__name__
         for kind, name in LOADED.items()
     }
@@ -87,15 +87,15 @@ def _local_files(prompt: dict[str, Any], link: Any) -> tuple[list[int], list[str
     return [_size(path) for path in paths.values() if path is not None], missing
 
 
-def _above(prompt: dict[str, Any], link: Any) -> Iterator[dict[str, Any]]:
-    """Every node whose outputs reach a link, each once."""
+def _above(graph: Any, link: Any) -> Iterator[dict[str, Any]]:
+    """Every node of a ``DynamicPrompt`` whose outputs reach a link, each once."""
     open_links, seen = [link], set()
     while open_links:
         link = open_links.pop()
-        if not _is_link(link) or link[0] in seen or link[0] not in prompt:
+        if not _is_link(link) or link[0] in seen or not graph.has_node(link[0]):
             continue
         seen.add(link[0])
-        node = prompt[link[0]]
+        node = graph.get_node(link[0])
         open_links += node["inputs"].values()
         yield node
 

@@ -165,8 +165,11 @@ class Api:
         if self._address:
             fal_client.client.REST_URL = fal_client.client.CDN_URL = self.base
         client, named = fal_client.AsyncClient(key=self._key), isinstance(source, Path)
+        only_cdn = {"fallback_repository": []}  # the other way sends the key along to the storage host
         try:
-            return await (client.upload_file(source) if named else client.upload(source, "image/png", "picture.png"))
+            if named:
+                return await client.upload_file(source, **only_cdn)
+            return await client.upload(source, "image/png", "picture.png", **only_cdn)
         except (httpx.HTTPError, fal_client.client.FalClientError, OSError, ValueError, KeyError, TypeError) as error:
             reason = f"{_name(error)}."
             response = getattr(error, "response", None)

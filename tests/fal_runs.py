@@ -39,7 +39,8 @@ class Machine:
         self.said: list[str] = []
 
     def run(
-        self, ordered: Order | None = None, check: Callable[[], None] = lambda: None, waits: Waits = QUICK, **options: Any
+        self, ordered: Order | None = None, check: Callable[[], None] = lambda: None, waits: Waits = QUICK,
+        **options: Any,
     ) -> Collected:
         wanted = order() if ordered is None and "recover_request_id" not in options else ordered
         return run(

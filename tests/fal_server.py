@@ -191,6 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._at("token", fal.token)
         if self.path == "/files/upload":
             return self._at("upload", lambda: fal.upload(data))
+        assert not self.path.startswith("/storage"), self.path
         fal.posts += 1
         return self._at("submit", lambda: fal.submit(self.path, json.loads(data)))
 

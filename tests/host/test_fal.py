@@ -74,7 +74,7 @@ class ProbeFail:
     def fail(self):
         raise RuntimeError("the branch that was not taken ran")
 
-NODE_CLASS_MAPPINGS = {{"ProbeMemory": ProbeMemory, "ProbeText": ProbeText, "ProbeFail": ProbeFail, "ProbeStack": ProbeStack}}
+NODE_CLASS_MAPPINGS = {{probe.__name__: probe for probe in (ProbeMemory, ProbeText, ProbeFail, ProbeStack)}}
 '''
 
 
