@@ -85,10 +85,10 @@ def test_the_documents_examples_are_requests_and_responses(documents):
     full = example(documents["edit_lora"], "Full Example")
     assert body(EditRequest(**full)) == {**body(EditRequest(**required)), **full}
     text = documents["base_text_to_image"]
-    shown = json.loads(re.search(r'^\{\n"prompt".+?^\}', text, re.S | re.M).group())
+    shown = json.JSONDecoder().raw_decode(text, text.index('{\n"prompt"'))[0]
     assert {name: body(TextRequest(**shown))[name] for name in shown} == shown
     answers = [example(documents["edit_lora"], "Example Response")]
-    answers.append(json.loads(re.search(r'^\{\n"images".+?^\}', text, re.S | re.M).group()))
+    answers.append(json.JSONDecoder().raw_decode(text, text.index('{\n"images"'))[0])
     for given in answers:
         response, warnings = parse_response(given)
         assert response.images[0].url == given["images"][0]["url"]
