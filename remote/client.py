@@ -7,6 +7,7 @@ so the POST is ours. Its client also sends the key to a backup domain; so the HT
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -26,16 +27,25 @@ from .errors import (
     explain,
 )
 from .fields import EDIT_ENDPOINT
+from .interrupt import THREAD
 from .waits import Waits
 
-ADDRESS = "KLEIN_CNS_FAL_URL"  # environment variable: another address in place of fal's, for tests and proxies
+ADDRESS = "KLEIN_CNS_FAL_URL"  # environment variable: another address in place of fal's hosts, for tests
 QUEUE = "https://queue.fal.run"
+PLAIN = (("http", "127.0.0.1"), ("http", "localhost"), ("http", "::1"))  # this machine
 SHORTEST_HIDDEN = 4  # letters; a shorter prompt is part of any sentence
 MAX_ANSWER = 256 * 2**20  # bytes; four inline PNGs of 2048 x 2048 are below 100 MiB
 UNUSABLE = (  # an answer that is none: no connection, not JSON, not what fal-client reads
     httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError, AttributeError, asyncio.TimeoutError
 )
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+def _not_ours(record: logging.LogRecord) -> bool:
+    return not record.threadName.startswith(THREAD)
+
+
+logging.getLogger("httpx").addFilter(_not_ours)  # it would log every poll
 
 
 class Api:
@@ -49,6 +59,9 @@ class Api:
 
     def __init__(self, key: str, address: str | None, waits: Waits, hide: Sequence[str] = ()) -> None:
         self.base = (address or QUEUE).rstrip("/")
+        url = httpx.URL(self.base)
+        if url.scheme != "https" and (url.scheme, url.host) not in PLAIN:
+            raise NotAccepted(f"{ADDRESS} is {self.base!r}; it must begin with https://, the key travels there.")
         self._key, self._address, self._waits = key, address, waits
         self._hide = [key, *(text for text in hide if len(text) >= SHORTEST_HIDDEN)]
         self._http = httpx.AsyncClient(
@@ -76,8 +89,6 @@ class Api:
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
             text = f"{self.base} cannot be reached ({_name(error)}). Connect to the network and run again."
             raise NotAccepted(text, retry_after=0.0) from None
-        except httpx.UnsupportedProtocol:
-            raise NotAccepted(f"{ADDRESS} is {self.base!r}; it must begin with https:// or http://.") from None
         except (httpx.TransportError, httpx.DecodingError, RemoteError) as error:
             raise AnswerLost(f"the answer to the submission was lost ({_name(error)}).") from None
         status, body = response.status_code, _json(response)
@@ -147,7 +158,7 @@ class Api:
         from fal_client.client import FalClientHTTPError
 
         try:
-            await asyncio.wait_for(self._handle(request_id).cancel(), self._waits.grace)
+            await asyncio.wait_for(self._handle(request_id).cancel(), self._waits.grace / 2)
             return True
         except FalClientHTTPError as error:
             if error.status_code == 400:

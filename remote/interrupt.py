@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 Result = TypeVar("Result")
+THREAD = "klein-fal"
 
 
 def run_interruptibly(work: Callable[[], Awaitable[Result]], check: Callable[[], None], every: float = 0.1) -> Result:
@@ -30,7 +31,7 @@ def run_interruptibly(work: Callable[[], Awaitable[Result]], check: Callable[[],
         started.set_result((asyncio.get_running_loop(), asyncio.current_task()))
         return await work()
 
-    with ThreadPoolExecutor(1, thread_name_prefix="klein-fal") as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix=THREAD) as pool:
         done = pool.submit(contextvars.copy_context().run, asyncio.run, main())
         try:
             while not done.done():

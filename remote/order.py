@@ -90,7 +90,8 @@ def make_order(
     cost = cost_usd(made, checked["num_images"], len(pictures))
     fingerprint = hashlib.sha256(json.dumps([endpoint, checked], sort_keys=True).encode()).hexdigest()
     chosen = None if size == AUTO else made
-    return Order(endpoint, given, tuple(pictures), tuple(loras), chosen, cost, fingerprint)
+    plain = {name: value for name, value in checked.items() if name not in ("image_urls", "loras")}
+    return Order(endpoint, plain, tuple(pictures), tuple(loras), chosen, cost, fingerprint)
 
 
 def parse_image_urls(text: str) -> list[str]:

@@ -67,13 +67,17 @@ async def cancel(session: Session, row: Row | None) -> None:
 
 
 async def _cancel(session: Session, row: Row) -> Row:
+    asked = session.journal.update(row, CANCELLING)
     try:
-        if await session.api.cancel(row.request_id):
-            row = session.journal.update(row, CANCELLING)
+        if not await session.api.cancel(row.request_id):
+            asked = session.journal.update(row, SUBMITTED)  # it was completed already
     except Unobtainable:
-        row = session.journal.update(row, CANCELLING)
+        pass  # the polls below say whether fal really does not know it
+    except RemoteError:
+        session.journal.update(row, SUBMITTED)
+        raise
     try:
-        row = await wait(session, row)
+        row = await wait(session, asked)
     except Unobtainable:
         return session.journal.update(row, CANCELLED)
     return await save(session, row) if row.state == COMPLETED else row

@@ -1,4 +1,4 @@
-"""One remote run in a process of its own, for tests that kill it: ``fal_child.py BASE ADDRESS``."""
+"""One remote run in a process of its own, for tests that kill it: ``fal_child.py BASE ADDRESS [interrupt]``."""
 
 import sys
 from pathlib import Path
@@ -13,4 +13,10 @@ class Server:
     url = sys.argv[2]
 
 
-print(len(Machine(Path(sys.argv[1]), Server).run(order(), waits=Waits(poll=0.05)).images))
+def check():
+    if "interrupt" in sys.argv and any("queue" in line for line in machine.said):
+        raise KeyboardInterrupt
+
+
+machine = Machine(Path(sys.argv[1]), Server)
+print(len(machine.run(order(), check, Waits(poll=0.05)).images))

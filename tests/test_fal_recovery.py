@@ -40,6 +40,18 @@ def machine(fal, tmp_path):
     return Machine(tmp_path, fal)
 
 
+def start(base, fal, *more):
+    """A run in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, CHILD, base, fal.url, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def kill(child):
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+
+
 def interrupted(machine, fal, point, **options):
     """Run until the server is reached at ``point``, then interrupt; the seconds that it took to rise."""
     since = []
@@ -114,7 +126,7 @@ def test_a_cancellation_that_fal_does_not_take_is_said_and_the_next_run_collects
     fal.queued = 10**6
     fal.fail(cancel=itertools.repeat(fault))
     interrupted(machine, fal, "status")
-    assert machine.state() == "submitted" and "may go on and be charged" in machine.said[-1]
+    assert machine.state() == "submitted" and "may go on and be charged" in machine.said[-1], machine.said
     fal.heal()
     fal.queued = 1
     assert machine.run().images and len(fal.requests) == 1
@@ -145,18 +157,32 @@ def test_a_cancellation_confirmed_later_lets_the_next_run_submit(fal, machine, c
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+@pytest.mark.parametrize("taken", [True, False], ids=["cancelled", "not yet asked"])
+def test_kill_while_cancelling(fal, machine, tmp_path, taken):
+    """The next run submits anew only if fal did cancel."""
+    fal.queued = 10**6
+    fal.fail(cancel=stall(60, accept=taken))
+    child = start(tmp_path, fal, "interrupt")
+    assert fal.reached["cancel"].wait(60)
+    time.sleep(0.1)
+    kill(child)
+    assert machine.state() == "cancelling"
+    fal.heal()
+    fal.queued = 1
+    assert machine.run().images
+    assert len(fal.requests) == (2 if taken else 1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
 @pytest.mark.parametrize("point", ["before fal took it", *POINTS])
 def test_kill_at_each_state(fal, machine, tmp_path, point):
     """The next run collects the request, or says that its fate is unknown. It never submits a second one."""
     at = "submit" if point == "before fal took it" else point
     fal.fail(**{at: stall(1.0, accept=point != "before fal took it")})
-    child = subprocess.Popen([sys.executable, CHILD, tmp_path, fal.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert fal.reached[at].wait(60), child.stderr.read().decode() if child.poll() is not None else "not reached"
+    child = start(tmp_path, fal)
+    assert fal.reached[at].wait(60)
     time.sleep(0.1)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
-    child.stderr.close()
+    kill(child)
     states = {"submit": "submitting", "status": "submitted", "result": "submitted", "file": "completed"}
     assert machine.state() == states[at]
     fal.heal()
@@ -171,10 +197,7 @@ def test_kill_at_each_state(fal, machine, tmp_path, point):
 
 def test_two_processes_at_once_submit_once(fal, tmp_path):
     fal.queued = 20
-    children = [
-        subprocess.Popen([sys.executable, CHILD, tmp_path, fal.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(3)
-    ]
+    children = [start(tmp_path, fal) for _ in range(3)]
     found = [child.communicate(timeout=120) for child in children]
     assert [out.decode().strip() for out, _ in found] == ["1"] * 3, found
     assert fal.posts == len(fal.requests) == 1
