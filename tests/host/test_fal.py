@@ -267,6 +267,7 @@ def test_sentences(keyed, fal):
         ({"enable_cns": True, "cns_solver": "sde_2m"}, "cns_solver='sde_2m' runs only locally"),
         ({"image_urls": "http://a/1.png\nhttp://a/2.png\nhttp://a/3.png\nhttp://a/4.png"}, "5 pictures are given"),
         ({"image_urls": "C:\\picture.png"}, "is no address"),
+        ({f"images.image_{i}": ["load", 0] for i in range(5)}, "5 pictures are connected"),
         ({"recover_request_id": "../x"}, "is no request id"),
     ):
         prompt = graph("refused", **changed)
