@@ -10,6 +10,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from .errors import (
     explain,
 )
 from .fields import EDIT_ENDPOINT
-from .interrupt import THREAD
+from .interrupt import THREAD, within
 from .waits import Waits
 
 ADDRESS = "KLEIN_CNS_FAL_URL"  # environment variable: another address in place of fal's hosts, for tests
@@ -117,7 +118,7 @@ class Api:
         from fal_client.client import FalClientHTTPError
 
         try:
-            return await asyncio.wait_for(self._handle(request_id).status(with_logs=True), self._waits.answer)
+            return await within(self._waits.answer, self._handle(request_id).status(with_logs=True))
         except FalClientHTTPError as error:
             if error.status_code in (404, 410):
                 raise Unobtainable(f"fal does not know the request {request_id} (any more).") from None
@@ -140,7 +141,7 @@ class Api:
         from fal_client.client import FalClientHTTPError
 
         try:
-            body = await asyncio.wait_for(self._handle(request_id).get(), self._waits.answer)
+            body = await within(self._waits.answer, self._handle(request_id).get())
             return body if isinstance(body, dict) else None
         except FalClientHTTPError as fault:
             self._raise_final(request_id, fault.response, error, kind)
@@ -158,7 +159,7 @@ class Api:
         from fal_client.client import FalClientHTTPError
 
         try:
-            await asyncio.wait_for(self._handle(request_id).cancel(), self._waits.grace / 2)
+            await within(self._waits.grace / 2, self._handle(request_id).cancel())
             return True
         except FalClientHTTPError as error:
             if error.status_code == 400:
@@ -198,15 +199,11 @@ class Api:
             return True
 
     def _handle(self, request_id: str) -> Any:
-        from fal_client.client import AppId, AsyncRequestHandle
-
-        class Handle(AsyncRequestHandle):
-            def _parse_status(self, data: dict[str, Any]) -> Any:  # a status may come without them
-                return super()._parse_status({"logs": None, "queue_position": None, **data})
+        from fal_client.client import AppId
 
         app = AppId.from_endpoint_id(EDIT_ENDPOINT)  # both endpoints are one app
         url = f"{self.base}/{app.owner}/{app.alias}/requests/{request_id}"
-        return Handle(request_id, url, f"{url}/status", f"{url}/cancel", self._http)
+        return _handle_class()(request_id, url, f"{url}/status", f"{url}/cancel", self._http)
 
     def _raise_final(self, request_id: str, response: httpx.Response, error: str | None, kind: str | None) -> None:
         """Raise if the fault is fal's last word on the request, and not some trouble on the way."""
@@ -228,6 +225,18 @@ class Api:
         for hidden in self._hide:
             text = text.replace(hidden, "...").replace(" ".join(hidden.split()), "...")
         return text
+
+
+@cache
+def _handle_class() -> Any:
+    """fal-client's handle, which reads a status without logs or position too."""
+    from fal_client.client import AsyncRequestHandle
+
+    class Handle(AsyncRequestHandle):
+        def _parse_status(self, data: dict[str, Any]) -> Any:
+            return super()._parse_status({"logs": None, "queue_position": None, **data})
+
+    return Handle
 
 
 class _Bounded(httpx.AsyncByteStream):

@@ -8,6 +8,7 @@ import logging
 import sqlite3
 
 from .errors import RUN_AGAIN, Cancelled, Failed, RemoteError, Unobtainable
+from .interrupt import within
 from .journal import CANCELLED, CANCELLING, COMPLETED, FAILED, SUBMITTED, Row
 from .results import save
 from .session import Session
@@ -57,7 +58,7 @@ async def cancel(session: Session, row: Row | None) -> None:
     if row is None or row.state not in (SUBMITTED, CANCELLING):
         return
     try:
-        row = await asyncio.wait_for(_cancel(session, row), session.waits.grace)
+        row = await within(session.waits.grace, _cancel(session, row))
         said = "cancelled at fal" if row.state == CANCELLED else "fal had completed the request; its result is kept"
     except (RemoteError, sqlite3.Error, asyncio.TimeoutError) as error:
         reason = str(error) or f"no confirmation within {session.waits.grace:g} s"

@@ -146,6 +146,8 @@ CASES = [
     Case("result lost", 1, "saved", OK, **faulty(result=[drop()] * 2)),
     Case("result never comes", 1, "submitted", "completed the request .* could not be fetched.*resubmit_lost",
          **faulty(result=FOREVER(answer(500, HTML)))),
+    Case("oversized result", 1, "submitted", "fal's answer is larger than 0 MiB", run={"max_answer": 2000},
+         **faulty(result=answer(200, b" " * 3000))),
     Case("gone result", 1, "submitted", "result of the request .* is gone", **faulty(result=FOREVER(answer(404)))),
     Case("422 as the result", 1, "failed", "refused an input: prompt: too long: \\.\\.\\.", (2, OK),
          **faulty(result=answer(422, INPUT_ERROR))),
@@ -242,8 +244,9 @@ def judge(found, says, warns=""):
 def test_fault(case, fal, tmp_path, monkeypatch):
     machine, options = Machine(tmp_path, fal), dict(case.run)
     machine.address = options.pop("address", machine.address)
-    if "max_file" in options:
-        monkeypatch.setattr("klein_cns.remote.download.MAX_FILE", options.pop("max_file"))
+    for option, limit in (("max_file", "download.MAX_FILE"), ("max_answer", "client.MAX_ANSWER")):
+        if option in options:
+            monkeypatch.setattr(f"klein_cns.remote.{limit}", options.pop(option))
     for name, value in case.fal.items():
         setattr(fal, name, value)
     fal.fail(**case.faults)

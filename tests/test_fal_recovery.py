@@ -195,6 +195,16 @@ def test_kill_at_each_state(fal, machine, tmp_path, point):
     assert len(fal.requests) == fal.posts == 1
 
 
+def test_ending_the_program_does_not_wait_for_fal(fal, machine, tmp_path):
+    fal.queued = 10**6
+    child = start(tmp_path, fal, "background")
+    assert fal.reached["status"].wait(60)
+    assert child.wait(10) == 0
+    child.communicate()
+    fal.queued = 1
+    assert machine.run().images and len(fal.requests) == 1
+
+
 def test_two_processes_at_once_submit_once(fal, tmp_path):
     fal.queued = 20
     children = [start(tmp_path, fal) for _ in range(3)]

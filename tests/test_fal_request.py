@@ -17,7 +17,7 @@ from klein_cns.remote import fields as fal_fields
 from klein_cns.remote.cost import cost_usd, output_size
 from klein_cns.remote.errors import RemoteError
 from klein_cns.remote.fields import FalFields
-from klein_cns.remote.interrupt import run_interruptibly
+from klein_cns.remote.interrupt import run_interruptibly, within
 from klein_cns.remote.key import read_key
 from klein_cns.remote.order import make_order, parse_image_urls, parse_lora_urls
 from klein_cns.remote.pictures import decode, encode_png, pixel_digest
@@ -298,11 +298,30 @@ def test_run_interruptibly():
     assert tidied and time.monotonic() - began < 5
 
 
+def test_an_interrupt_in_the_very_moment_of_an_answer_is_no_answer():
+    import asyncio
+
+    async def main():
+        answer = asyncio.get_running_loop().create_future()
+        waiting = asyncio.ensure_future(within(60, answer))
+        await asyncio.sleep(0.01)
+        answer.set_result("in time")
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert await within(1, asyncio.sleep(0, "done")) == "done"
+        with pytest.raises(asyncio.TimeoutError):
+            await within(0.01, asyncio.sleep(60))
+
+    asyncio.run(main())
+
+
 def test_the_address_is_all_that_tests_change(fal, tmp_path):
     """Without an address the same code speaks to fal's own hosts."""
     import asyncio
 
-    import fal_client.client
+    import fal_client
     from klein_cns.remote.client import Api
 
     async def urls(address):
