@@ -11,13 +11,13 @@ import logging
 import re
 from collections.abc import AsyncIterator, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import httpx
 
 from .errors import (
     CANCELLED_KINDS,
+    KINDS,
     AnswerLost,
     Cancelled,
     Failed,
@@ -63,7 +63,7 @@ class Api:
         url = httpx.URL(self.base)
         if url.scheme != "https" and (url.scheme, url.host) not in PLAIN:
             raise NotAccepted(f"{ADDRESS} is {self.base!r}; it must begin with https://, the key travels there.")
-        self._key, self._address, self._waits = key, address, waits
+        self.key, self.address, self._waits = key, address, waits
         self._hide = [key, *(text for text in hide if len(text) >= SHORTEST_HIDDEN)]
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Key {key}"},
@@ -96,12 +96,12 @@ class Api:
         if status in (408, 409) or status >= 500:  # some proxy's, or fal's own after it took the request
             raise AnswerLost(f"the submission was answered with {status} instead of a request id.")
         if status == 429:
-            raise NotAccepted(self._explain(response, body), _retry_after(response))
+            raise NotAccepted(self.explain(response, body), _retry_after(response))
         if 300 <= status < 400:
             host = httpx.URL(response.headers.get("location", "")).host or "nowhere"
             raise NotAccepted(f"{self.base} redirects to {host}; the key is sent to the API's own host only.")
         if status >= 400:
-            raise NotAccepted(self._explain(response, body))
+            raise NotAccepted(self.explain(response, body))
         request_id = body.get("request_id") if isinstance(body, dict) else None
         request_id = request_id or response.headers.get("x-fal-request-id")
         if not (isinstance(request_id, str) and REQUEST_ID.fullmatch(request_id)):
@@ -123,7 +123,7 @@ class Api:
             if error.status_code in (404, 410):
                 raise Unobtainable(f"fal does not know the request {request_id} (any more).") from None
             if error.status_code in (401, 403):
-                raise RemoteError(self._explain(error.response, _json(error.response))) from None
+                raise RemoteError(self.explain(error.response)) from None
         except UNUSABLE:
             pass  # a poll may fail in any way; the request goes on, and so does the polling
         return None
@@ -166,37 +166,9 @@ class Api:
                 return False
             if error.status_code == 404:
                 raise Unobtainable(f"fal does not know the request {request_id}.") from None
-            raise RemoteError(self._explain(error.response, _json(error.response))) from None
+            raise RemoteError(self.explain(error.response)) from None
         except (httpx.HTTPError, asyncio.TimeoutError) as error:
             raise RemoteError(f"fal could not be asked to cancel ({_name(error)}).") from None
-
-    async def upload(self, source: Path | bytes) -> str:
-        """Put a file, or a PNG, on fal's CDN; its address, which anyone who knows it can read."""
-        import fal_client.client
-
-        if self._address:
-            fal_client.client.REST_URL = fal_client.client.CDN_URL = self.base
-        client, named = fal_client.AsyncClient(key=self._key), isinstance(source, Path)
-        only_cdn = {"fallback_repository": []}  # the other way sends the key along to the storage host
-        try:
-            if named:
-                return await client.upload_file(source, **only_cdn)
-            return await client.upload(source, "image/png", "picture.png", **only_cdn)
-        except (httpx.HTTPError, fal_client.client.FalClientError, OSError, ValueError, KeyError, TypeError) as error:
-            reason = f"{_name(error)}."
-            response = getattr(error, "response", None)
-            if response is not None:
-                reason = self._explain(response, _json(response))
-            what = source.name if named else "a picture"
-            raise NotAccepted(f"{what} could not be uploaded to fal: {reason} Nothing was submitted.") from None
-
-    async def is_there(self, url: str) -> bool:
-        """Whether an uploaded file can still be read; what cannot be told counts as yes."""
-        try:
-            async with httpx.AsyncClient(timeout=self._waits.connect) as http:
-                return (await http.head(url)).status_code not in (403, 404, 410)
-        except (httpx.HTTPError, httpx.InvalidURL):
-            return True
 
     def _handle(self, request_id: str) -> Any:
         from fal_client.client import AppId
@@ -208,19 +180,21 @@ class Api:
     def _raise_final(self, request_id: str, response: httpx.Response, error: str | None, kind: str | None) -> None:
         """Raise if the fault is fal's last word on the request, and not some trouble on the way."""
         status, body = response.status_code, _json(response)
-        kind = error_kind(body, response.headers) or kind
+        told, kind = bool(error or kind), error_kind(body, response.headers) or kind
         if status in (404, 410):
             raise Unobtainable(f"the result of the request {request_id} is gone from fal.")
+        if status in (401, 403):
+            raise RemoteError(self.explain(response, body))
         if status == 499 or kind in CANCELLED_KINDS:
             raise Cancelled(f"the request {request_id} was cancelled at fal.")
-        if status in (401, 403):
-            raise RemoteError(self._explain(response, body))
-        if kind or error or (400 <= status < 500 and status not in (408, 409, 429) and isinstance(body, dict)):
-            if status == 400 and "progress" in str(body.get("detail", "")).lower():
-                return
-            raise Failed(self._explain(response, body, kind))
+        if status in (408, 409, 429) or "in progress" in str(body):
+            return
+        if told or kind in KINDS or (status < 500 and isinstance(body, dict)):
+            raise Failed(self.explain(response, body, kind))
 
-    def _explain(self, response: httpx.Response, body: Any, kind: str | None = None) -> str:
+    def explain(self, response: httpx.Response, body: Any = None, kind: str | None = None) -> str:
+        """The sentence for a fault, without what is to be hidden."""
+        body = _json(response) if body is None else body
         text = explain(response.status_code, body, kind or error_kind(body, response.headers))
         for hidden in self._hide:
             text = text.replace(hidden, "...").replace(" ".join(hidden.split()), "...")

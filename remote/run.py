@@ -122,17 +122,16 @@ async def _step(session: Session, row: Row | None) -> Row:
 
 async def _submit(session: Session) -> Row:
     """Submit; what certainly was not taken is tried again a few times."""
-    waits = session.waits
-    for attempt in range(waits.tries):
+    waits, tried = session.waits, 0
+    while True:
         try:
             return await submit(session)
         except NotAccepted as error:
-            after = error.retry_after
-            if after is None or after > waits.retry_after or attempt + 1 == waits.tries:
+            after, tried = error.retry_after, tried + 1
+            if after is None or after > waits.retry_after or tried == waits.tries:
                 raise
             session.progress(f"{error} Trying again.")
-            await asyncio.sleep(max(after, waits.backoff * 2**attempt))
-    raise AssertionError("the last try returns or raises")
+            await asyncio.sleep(max(after, waits.backoff * 2 ** (tried - 1)))
 
 
 def _attach(session: Session, fingerprint: str) -> Row:

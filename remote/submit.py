@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import sqlite3
-from pathlib import Path
 from typing import Any
 
 from .cost import check_cost
 from .errors import RESUBMIT, AnswerLost, NotAccepted, RemoteError
 from .journal import FAILED, LOST, SUBMITTED, Row
-from .order import file_digest
-from .pictures import data_uri, encode_png
 from .session import Session
-
-MAX_INLINE = 4 * 2**20  # bytes of a PNG; a larger one is uploaded
+from .uploads import addresses
 
 
 async def submit(session: Session) -> Row:
@@ -29,7 +24,7 @@ async def submit(session: Session) -> Row:
     """
     order, journal = session.order, session.journal
     check_cost(order.cost_usd, session.options.max_cost_usd)
-    body = order.body(*await _addresses(session))
+    body = order.body(*await addresses(session))
     session.progress(f"${order.cost_usd:.4f}: submitting to fal")
     row = journal.begin(order.fingerprint, order.endpoint, order.cost_usd)
     sending = asyncio.ensure_future(_send(session, row, body))
@@ -59,28 +54,3 @@ async def _send(session: Session, row: Row, body: dict[str, Any]) -> Row:
             f"fal took the request as {request_id}, but {journal.path} cannot be written ({error}). Free some space, "
             f"then run with recover_request_id {request_id}."
         ) from None
-
-
-async def _addresses(session: Session) -> tuple[list[str], list[str]]:
-    """An address for each picture and each LoRA; a LoRA file or a large picture is uploaded, once for its content."""
-    pictures, loras = [], []
-    for picture in session.order.pictures:
-        png = picture if isinstance(picture, str) else encode_png(picture)
-        inline = isinstance(png, bytes) and len(png) <= MAX_INLINE
-        pictures.append(data_uri(png) if inline else await _address(session, png))
-    for path, _ in session.order.loras:
-        loras.append(await _address(session, path))
-    return pictures, loras
-
-
-async def _address(session: Session, source: str | bytes | Path) -> str:
-    if isinstance(source, str):
-        return source
-    digest = file_digest(source) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
-    known = session.journal.uploaded(digest)
-    if known and await session.api.is_there(known):
-        return known
-    session.progress(f"uploading {source.name if isinstance(source, Path) else 'a picture'} to fal")
-    url = await session.api.upload(source)
-    session.journal.keep_upload(digest, url)
-    return url

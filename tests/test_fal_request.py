@@ -218,7 +218,7 @@ def test_an_upload_that_expired_is_made_again(fal, tmp_path):
 
 
 def test_a_large_picture_is_uploaded_and_a_small_one_travels_inside(fal, tmp_path, monkeypatch):
-    monkeypatch.setattr("klein_cns.remote.submit.MAX_INLINE", 100)
+    monkeypatch.setattr("klein_cns.remote.uploads.MAX_INLINE", 100)
     machine = Machine(tmp_path, fal)
     machine.run(order())
     [request] = fal.requests.values()
