@@ -150,7 +150,7 @@ async def _alone(session: Session, fingerprint: str) -> AsyncIterator[None]:
     """Wait until nobody else is at work on the same inputs. The system frees the lock when its process ends."""
     folder = session.journal.path.parent / "locks"
     folder.mkdir(exist_ok=True)
-    lock = filelock.FileLock(folder / fingerprint[-3:])
+    lock = filelock.FileLock(folder / f"inputs-{fingerprint[-3:]}")
     while True:
         try:
             lock.acquire(timeout=0)

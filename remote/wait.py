@@ -9,7 +9,7 @@ import sqlite3
 
 from .errors import RUN_AGAIN, Cancelled, Failed, RemoteError, Unobtainable
 from .interrupt import within
-from .journal import CANCELLED, CANCELLING, COMPLETED, FAILED, SUBMITTED, Row
+from .journal import CANCELLED, CANCELLING, COMPLETED, FAILED, SAVED, SUBMITTED, Row
 from .results import save
 from .session import Session
 from .waits import Watch
@@ -59,7 +59,9 @@ async def cancel(session: Session, row: Row | None) -> None:
         return
     try:
         row = await within(session.waits.grace, _cancel(session, row))
-        said = "cancelled at fal" if row.state == CANCELLED else "fal had completed the request; its result is kept"
+        said = "fal had completed the request; its result is kept" if row.state == SAVED else f"{row.state} at fal"
+    except (Failed, Cancelled) as error:
+        said = str(error)
     except (RemoteError, sqlite3.Error, asyncio.TimeoutError) as error:
         reason = str(error) or f"no confirmation within {session.waits.grace:g} s"
         said = f"interrupted, but the cancellation is not confirmed: {reason} It may go on and be charged. {RUN_AGAIN}"
@@ -80,5 +82,7 @@ async def _cancel(session: Session, row: Row) -> Row:
     try:
         row = await wait(session, asked)
     except Unobtainable:
+        if asked.state != CANCELLING:
+            raise
         return session.journal.update(row, CANCELLED)
     return await save(session, row) if row.state == COMPLETED else row

@@ -16,10 +16,7 @@ from klein_cns.remote.waits import Waits
 from klein_cns.sampler import CNSParams
 from PIL import Image
 
-QUICK = Waits(
-    poll=0.02, connect=0.5, answer=0.5, submit=0.5, grace=1.0, queue=1.0, running=1.0, silence=1.0, tries=3,
-    backoff=0.02, retry_after=1.0,
-)
+QUICK = Waits(poll=0.02, tries=3, backoff=0.02, retry_after=1.0)  # the limits that a test is about, it sets itself
 PROMPT = "Dress the chairwoman in tweed"
 
 

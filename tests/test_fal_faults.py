@@ -8,12 +8,12 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
 import pytest
-from fal_runs import PROMPT, Machine, order
+from fal_runs import PROMPT, QUICK, Machine, order
 from fal_server import FalServer, answer, drop, png, stall, truncated
 from klein_cns.remote.errors import RemoteError
 
@@ -45,6 +45,7 @@ class Case:
     fal: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
     order: dict[str, Any] = field(default_factory=dict)
+    waits: dict[str, float] = field(default_factory=dict)
     warns: str = ""
 
 
@@ -87,7 +88,8 @@ CASES = [
     Case("id that is none", 1, "lost", "holds no request id", (1, LOST),
          **faulty(submit=answer(200, {"request_id": "../../etc"}, accept=True))),
     Case("slow answer", 1, "saved", OK, **faulty(submit=stall(0.3))),
-    Case("no answer in time", 1, "lost", "lost .ReadTimeout.", (1, LOST), **faulty(submit=stall(1.0))),
+    Case("no answer in time", 1, "lost", "lost .ReadTimeout.", (1, LOST), waits={"submit": 0.3},
+         **faulty(submit=stall(1.0))),
     Case("408 to the submission", 0, "lost", "answered with 408", (0, LOST), **faulty(submit=answer(408))),
     Case("409 to the submission", 0, "lost", "answered with 409", (0, LOST), **faulty(submit=answer(409))),
     Case("500 to the submission", 1, "lost", "answered with 500", (1, LOST), **faulty(submit=answer(500, accept=True))),
@@ -129,23 +131,23 @@ CASES = [
     Case("logs of another type", 1, "saved", OK,
          **faulty(status=answer(202, {"status": "IN_PROGRESS", "logs": "x"}, accept=True))),
     Case("404 just after the submission", 1, "saved", OK, **faulty(status=[answer(404)] * 2)),
-    Case("network gone for long", 1, "submitted", "no usable answer from fal for 1 s. Run again",
-         **faulty(status=FOREVER(drop()))),
+    Case("network gone for long", 1, "submitted", "no usable answer from fal for 0.3 s. Run again",
+         waits={"silence": 0.3, "answer": 0.2}, **faulty(status=FOREVER(drop()))),
     Case("slow polls", 1, "saved", OK, **faulty(status=[stall(0.3)] * 2)),
     Case("key revoked while it runs", 1, "submitted", "does not accept the key", **faulty(status=answer(401))),
     Case("fal forgets the request", 1, "submitted", "does not know the request .*resubmit_lost", (1, OK),
          **faulty(status=FOREVER(answer(404)))),
-    Case("too long in the queue", 1, "submitted", "still waits in fal's queue after 1 s; it stays there. Run again",
-         fal={"queued": 10**6}),
-    Case("too long on the machine", 1, "submitted", "still runs at fal after 1 s; it goes on. Run again",
-         fal={"running": 10**6}),
+    Case("too long in the queue", 1, "submitted", "still waits in fal's queue after 0.3 s; it stays there. Run again",
+         fal={"queued": 10**6}, waits={"queue": 0.3}),
+    Case("too long on the machine", 1, "submitted", "still runs at fal after 0.3 s; it goes on. Run again",
+         fal={"running": 10**6}, waits={"running": 0.3}),
     # the result
     Case("500 to the result, from a proxy", 1, "saved", OK, **faulty(result=[answer(500, HTML)] * 2)),
     Case("result cut off", 1, "saved", OK, **faulty(result=truncated())),
     Case("result is not JSON", 1, "saved", OK, **faulty(result=answer(200, HTML))),
     Case("result lost", 1, "saved", OK, **faulty(result=[drop()] * 2)),
     Case("result never comes", 1, "submitted", "completed the request .* could not be fetched.*resubmit_lost",
-         **faulty(result=FOREVER(answer(500, HTML)))),
+         waits={"silence": 0.3}, **faulty(result=FOREVER(answer(500, HTML)))),
     Case("oversized result", 1, "submitted", "fal's answer is larger than 0 MiB", run={"max_answer": 2000},
          **faulty(result=answer(200, b" " * 3000))),
     Case("gone result", 1, "submitted", "result of the request .* is gone", **faulty(result=FOREVER(answer(404)))),
@@ -260,7 +262,7 @@ def test_fault(case, fal, tmp_path, monkeypatch):
     fal.fail(**case.faults)
     ordered = order(**case.order)
 
-    found = outcome(machine, ordered, **options)
+    found = outcome(machine, ordered, waits=replace(QUICK, **case.waits), **options)
     assert (len(fal.requests), machine.state()) == (case.submissions, case.state), found[1]
     judge(found, case.says, case.warns)
 
