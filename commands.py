@@ -1,4 +1,4 @@
-"""What ``klein-cns`` does: edit, generate, demo. Options carry the endpoint's names."""
+"""What ``klein-cns`` does: edit, generate, lora, demo. Options carry the endpoint's names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .klein.pipeline import REPORTED, KleinPipeline, check_inputs
 from .klein.request import KleinRequest
 from .klein.result import FORMATS, check_output
 from .klein.tiny import is_tiny
-from .lora import MAX_LORAS, parse_loras
+from .lora import MAX_LORAS, LoraError, examine_lora, parse_loras
 from .sampler.gamma_fits import FITS
 from .sampler.params import PREFIX, SWITCH, CNSParams, public_name
 from .sampler.progress import UNGUIDED, ProgressMatrix, shipped_progress
@@ -56,6 +56,21 @@ def _demo(args: argparse.Namespace) -> None:
     run(Path(args.output), args.seed)
 
 
+def _lora(args: argparse.Namespace) -> None:
+    """Print what each file is; one that cannot be used is an error after all are shown."""
+    problems = []
+    for file in args.files:
+        try:
+            report = examine_lora(file).report
+        except LoraError as error:
+            problems.append(str(error))
+        else:
+            print(report)
+            problems += [report.problem] * bool(report.problem)
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
 def _run(args: argparse.Namespace, request: dict[str, Any], pictures: list[str]) -> None:
     """Check everything that can be wrong before gigabytes are loaded, then make the pictures."""
     output_format = _output_format(args)
@@ -77,6 +92,8 @@ def _run(args: argparse.Namespace, request: dict[str, Any], pictures: list[str])
 
     pipeline = _load(args)
     pipeline.set_loras(loras)
+    for report in pipeline.lora_reports:
+        _say(str(report))
     result = pipeline.run(run, pictures, progress=progress, show_progress=True)
     for path in result.save(args.output, output_format):
         print(path)
@@ -157,6 +174,9 @@ def parser() -> argparse.ArgumentParser:
     edit.add_argument("images", nargs="*", metavar="IMAGE", help="the pictures, in the order the prompt counts them")
     _add_run_options(edit, _edit)
     _add_run_options(commands.add_parser("generate", help="make pictures from a prompt"), _generate)
+    lora = commands.add_parser("lora", help="say what LoRA files are, and how much of each applies to klein 9B")
+    lora.add_argument("files", nargs="+", metavar="FILE", help="a .safetensors file, or a peft folder")
+    lora.set_defaults(run=_lora)
     demo = commands.add_parser("demo", help="edit a photograph with random weights, and plot what CNS does")
     demo.add_argument("-o", "--output", default="klein-cns-demo", metavar="FOLDER", help="default %(default)s")
     demo.add_argument("--seed", type=int, default=0, help="default %(default)s")

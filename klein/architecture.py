@@ -4,29 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ..weights.architecture import DEV, KLEIN_9B, recognize
 
-class Architecture(NamedTuple):
-    """Shapes of a FLUX.2 transformer and of the text encoder it was trained with."""
-
-    name: str
-    hidden: int
-    double_blocks: int
-    single_blocks: int
-    text_width: int
-    text_encoder: str
-
-    @property
-    def context(self) -> int:
-        """Width of the prompt embeddings: three hidden states side by side."""
-        return 3 * self.text_width
-
-
-KLEIN_9B = Architecture("FLUX.2 [klein] 9B", 4096, 8, 24, 4096, "Qwen3-8B")
-KLEIN_4B = Architecture("FLUX.2 [klein] 4B", 3072, 5, 20, 2560, "Qwen3-4B")
-DEV = Architecture("FLUX.2 [dev]", 6144, 8, 48, 5120, "Mistral-Small-3.2-24B")
-ARCHITECTURES = (KLEIN_9B, KLEIN_4B, DEV)
-TINY = Architecture("random test weights of a tiny klein", 128, 2, 3, 32, "random test weights of a tiny Qwen3")
-FLUX_1_WIDTHS = (3072, 4096)  # hidden, context
 TEXT_LAYERS = 28  # the last hidden state that klein reads is the 27th, and it must not be the normed final one
 LATENT_CHANNELS = 32
 
@@ -65,11 +44,6 @@ WANTED = {
         ),
     ),
 }
-
-
-def recognize(hidden: int, context: int) -> Architecture | None:
-    """The FLUX.2 model with these widths; None where no known one has them."""
-    return next((known for known in ARCHITECTURES if (known.hidden, known.context) == (hidden, context)), None)
 
 
 def check_components(transformer: dict[str, Any], text_encoder: dict[str, Any], vae: dict[str, Any]) -> None:

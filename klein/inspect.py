@@ -6,40 +6,25 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from .architecture import (
+from ..weights.architecture import (
     ARCHITECTURES,
     DEV,
     FLUX_1_WIDTHS,
     KLEIN_4B,
     KLEIN_9B,
-    LATENT_CHANNELS,
-    TEXT_LAYERS,
     TINY,
-    WANTED,
     Architecture,
     recognize,
 )
-from .convert import names_in, rows
+from ..weights.header import BITS, Tensor, read_file_header
+from ..weights.layout import names_in, rows
+from .architecture import LATENT_CHANNELS, TEXT_LAYERS, WANTED
 from .tiny import MARK
 
-MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library too
-FOREIGN_STARTS = {
-    b"GGUF": "a GGUF file",
-    b"PK\x03\x04": "a PyTorch or zip archive",
-    b"\x80": "a Python pickle",
-    b"<": "a web page, saved in place of the file",
-    b"version ": "a Git LFS pointer in place of the file",
-}
-BITS = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
-    **dict.fromkeys(("U32", "I32", "F32"), 32),
-    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
-}
 PRECISIONS = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "I8": "int8", "U8": "4-bit"}
 FLUX_2_VAE = "FLUX.2 VAE"
 ACCEPTED = {
@@ -74,13 +59,6 @@ FOREIGN_QUANTISATION = {
     ".qweight": "weights packed by Nunchaku, AWQ or GPTQ",
 }
 LORA = re.compile(r"lora_|\.lora\.|lokr_|hada_|lycoris_|dora_scale|oft_blocks")
-
-
-class Tensor(NamedTuple):
-    """A tensor as a header describes it: the dtype as safetensors writes it (``BF16``), and the stored shape."""
-
-    dtype: str
-    shape: tuple[int, ...]
 
 
 class Header(NamedTuple):
@@ -213,7 +191,7 @@ def read_header(path: str | Path) -> Header:
     metadata = _model_index(path)
     for file in weight_files(path):
         label = _label(path) if file == path else f"{_label(path)}/{file.name}"
-        found, extra = _read_file(file, label)
+        found, extra = read_file_header(file, label)
         twice = next((name for name in found if name in tensors), None)
         if twice:
             raise ValueError(f"{label} holds {twice}, which another shard holds too.")
@@ -301,68 +279,6 @@ def _model_index(path: Path) -> dict[str, str]:
         if isinstance(index, dict) and isinstance(index.get("is_distilled"), bool):
             return {"is_distilled": str(index["is_distilled"]).lower()}
     return {}
-
-
-def _read_file(path: Path, label: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            text = file.read(length) if length <= min(MAX_HEADER, size - 8) else b""
-    except OSError as error:
-        raise ValueError(f"{label} cannot be read ({error.strerror}).") from error
-    if not size:
-        raise ValueError(f"{label} is empty.")
-    if size < 8 or length > MAX_HEADER:
-        what = next((words for sign, words in FOREIGN_STARTS.items() if start.startswith(sign)), None)
-        raise ValueError(f"{label} is {what or 'no safetensors file'}.")
-    if len(text) < length:
-        raise ValueError(f"{label} is truncated: its header takes {8 + length} bytes, the file has {size}.")
-    try:
-        entries = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{label} is no safetensors file: its header is not JSON.") from error
-    if not isinstance(entries, dict):
-        raise ValueError(f"{label} is no safetensors file: its header is not a table of tensors.")
-    metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError(f"{label} is damaged: its metadata is not a table of texts.")
-    for name, entry in entries.items():
-        if not _is_tensor(entry):
-            raise ValueError(f"{label} is damaged: the header's entry {name} describes no tensor.")
-    _check_offsets(label, entries, size - 8 - length)
-    return {name: Tensor(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}, metadata
-
-
-def _is_tensor(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
-        return False
-    shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        return False
-    bits = BITS.get(entry["dtype"])
-    return bits is None or math.prod(shape) * bits == 8 * (offsets[1] - offsets[0])
-
-
-def _are_counts(numbers: Any) -> bool:
-    return isinstance(numbers, list) and all(type(number) is int and number >= 0 for number in numbers)
-
-
-def _check_offsets(label: str, entries: Mapping[str, Any], size: int) -> None:
-    """Tensors must fill the data of a file without a gap or an overlap, as the safetensors library demands."""
-    spans = sorted((*entry["data_offsets"], name) for name, entry in entries.items())
-    needed = max((end for _, end, _ in spans), default=0)
-    if needed > size:
-        raise ValueError(f"{label} is truncated: its tensors take {needed} bytes, the file has {size} of them.")
-    end = 0
-    for start, stop, name in spans:
-        if start != end:
-            fault = "overlaps another" if start < end else "leaves a gap before it"
-            raise ValueError(f"{label} is damaged: in its data {name} {fault}.")
-        end = stop
-    if end != size:
-        raise ValueError(f"{label} is damaged: {size - end} bytes follow its last tensor.")
 
 
 # Judging

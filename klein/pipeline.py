@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..lora import LoraSpec, parse_loras
+from ..lora import LoraSpec, Report, parse_loras
 from ..sampler.noise import checked_batch_index
 from ..sampler.progress import ProgressMatrix, reference_progress, resolve_progress
 from .denoiser import denoise, guided_velocity, initial_noise
@@ -74,6 +74,7 @@ class KleinPipeline:
         self.pipe = pipe
         self.model = model
         self.loras: list[LoraSpec] = []
+        self.lora_reports: list[Report] = []  # of `loras`: format, base, how much of each applies and how
 
     @classmethod
     def from_pretrained(
@@ -104,15 +105,17 @@ class KleinPipeline:
     def set_loras(self, loras: Sequence[Any]) -> None:
         """Replace the LoRAs: at most three of ``PATH:SCALE``, (path, scale) or ``{"path", "scale"}``.
 
+        A path is a .safetensors file or a peft folder, in any format that `lora` reads.
+
         Raises:
-            ValueError: too many, a missing file, or one that does not apply whole.
+            ValueError: too many, a missing file, or one that does not apply exactly.
         """
         from ..lora.peft_host import set_loras
 
         specs = parse_loras(loras)
         if specs != self.loras:
-            self.loras = []
-            set_loras(self.pipe, specs)
+            self.loras, self.lora_reports = [], []
+            self.lora_reports = set_loras(self.pipe, specs)
             self.loras = specs
 
     def __call__(

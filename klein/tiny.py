@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .architecture import TEXT_LAYERS, TINY
+from ..weights.architecture import TINY
+from .architecture import TEXT_LAYERS
 
 if TYPE_CHECKING:
     from diffusers import Flux2KleinPipeline

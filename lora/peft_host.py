@@ -1,70 +1,171 @@
-"""LoRAs on the diffusers host: loaded as peft adapters, and checked to have applied whole."""
+"""LoRAs on the diffusers host: peft adapters where peft has the form, else merged into the weights."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from ..weights.architecture import TINY, Architecture, recognize
+from ..weights.layout import ADA_LAYER_NORM, Row, rows
+from .load import load_lora
+from .report import Report
 from .stack import LoraSpec
+from .updates import LowRank, Update
 
-UP_SUFFIXES = ("lora_B.weight", "lora_up.weight", "lora.up.weight", "lora_B.default.weight")
+ORIGINALS = "_klein_cns_originals"  # attribute of the transformer: the merged weights as they were, on the CPU
 
 
-def set_loras(pipe: Any, specs: Sequence[LoraSpec]) -> None:
-    """Replace the LoRAs of a ``Flux2KleinPipeline`` by these.
+class Part(NamedTuple):
+    """One update of one weight in diffusers' layout. ``lora``: its position in the stack."""
+
+    lora: int
+    strength: float
+    update: Update
+
+
+def set_loras(pipe: Any, specs: Sequence[LoraSpec]) -> list[Report]:
+    """Replace the LoRAs of a ``Flux2KleinPipeline`` by these, exactly.
+
+    Low-rank updates become peft adapters; a DoRA too where it is alone on its weight, for in a stack peft's DoRA
+    scales what the others add. The rest is merged, in float32, and taken back with the next call.
 
     Raises:
-        ValueError: a file that cannot be read, holds NaN, or would apply only in part; no LoRA stays loaded then.
+        LoraError: a file that cannot be read, or would not apply exactly; no LoRA stays loaded then.
     """
-    pipe.unload_lora_weights()
-    names = [f"lora_{i}" for i in range(len(specs))]
+    remove_loras(pipe)
+    target = architecture_of(pipe.transformer)
+    loras = [load_lora(spec.path, target) for spec in specs]
+    table = {row.bfl: row for row in rows(target.double_blocks, target.single_blocks)}
+    parts: dict[str, list[Part]] = defaultdict(list)
+    for i, (lora, spec) in enumerate(zip(loras, specs, strict=True)):
+        for update in lora.updates if spec.scale != 0 else ():
+            for name, own in _diffusers_updates(table[update.weight], update, target):
+                parts[name].append(Part(i, spec.scale, own))
+    adapted = {name: found for name, found in parts.items() if _is_for_peft(found)}
+    merged = {name: found for name, found in parts.items() if name not in adapted}
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what is asked for
-            for name, spec in zip(names, specs, strict=True):
-                _load(pipe, name, spec)
-        if specs:
-            pipe.set_adapters(names, [spec.scale for spec in specs])
+        _merge(pipe.transformer, merged)
+        _adapt(pipe, adapted)
     except BaseException:
-        pipe.unload_lora_weights()
+        remove_loras(pipe)
         raise
+    return [
+        replace(lora.report, strength=spec.scale, how=_how(i, spec, adapted, merged))
+        for i, (lora, spec) in enumerate(zip(loras, specs, strict=True))
+    ]
 
 
-def _load(pipe: Any, name: str, spec: LoraSpec) -> None:
-    """Load one file; diffusers only logs what it skips, so count what arrived.
+def remove_loras(pipe: Any) -> None:
+    """Take every LoRA off again; merged weights get their own bits back."""
+    pipe.unload_lora_weights()
+    originals: dict[str, Tensor] = getattr(pipe.transformer, ORIGINALS, {})
+    for name, weight in originals.items():
+        pipe.transformer.get_parameter(name).data.copy_(weight)
+    setattr(pipe.transformer, ORIGINALS, {})
 
-    Every element of the up matrices must arrive: splitting a fused q, k, v keeps their number.
-    """
-    state = _read(spec.path)
-    expected = sum(tensor.numel() for key, tensor in state.items() if key.endswith(UP_SUFFIXES))
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values() if tensor.is_floating_point()):
-        raise ValueError(f"LoRA {Path(spec.path).name} holds NaN or infinite values; train or download it again.")
-    problem = None
-    try:
-        pipe.load_lora_weights(dict(state), adapter_name=name)
-    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        problem = error
-    ups = [value for key, value in pipe.transformer.state_dict().items() if key.endswith(f"lora_B.{name}.weight")]
-    applied = sum(value.numel() for value in ups)
-    if problem or applied == 0 or applied != expected:
-        share = f"{applied / expected:.0%} of it fits this model" if expected else "it holds no LoRA matrices"
-        reason = f" ({str(problem).splitlines()[0]})" if problem and str(problem) else ""
-        raise ValueError(
-            f"LoRA {Path(spec.path).name} cannot be applied whole: {share}{reason}. Needed are lora_A and lora_B "
-            "matrices for FLUX.2 [klein] 9B named as diffusers or BFL name them."
+
+def architecture_of(transformer: Any) -> Architecture:
+    """The architecture of a ``Flux2Transformer2DModel``."""
+    config = transformer.config
+    hidden, context = config.num_attention_heads * config.attention_head_dim, config.joint_attention_dim
+    known = TINY if (hidden, context) == (TINY.hidden, TINY.context) else recognize(hidden, context)
+    name = known.name if known else f"a FLUX.2 transformer of hidden width {hidden}"
+    return Architecture(name, hidden, config.num_layers, config.num_single_layers, context // 3, "")
+
+
+def _diffusers_updates(row: Row, update: Update, target: Architecture) -> list[tuple[str, Update]]:
+    """The same update, of each of diffusers' weights that it changes."""
+    if row.bfl == ADA_LAYER_NORM:
+        magnitude = update.magnitude
+        turned = magnitude if magnitude is None else magnitude.roll(len(magnitude) // 2)
+        return [(row.diffusers[0], update._replace(form=update.form.swap_halves(), magnitude=turned))]
+    if len(row.diffusers) == 1:
+        return [(row.diffusers[0], update)]
+    length = target.hidden
+    if update.rows is not None:
+        return [(row.diffusers[update.rows[0] // length], update._replace(rows=None))]
+    slices = [slice(i * length, (i + 1) * length) for i in range(len(row.diffusers))]
+    return [
+        (
+            name,
+            update._replace(
+                form=update.form.take_rows(part),
+                magnitude=update.magnitude if update.magnitude is None else update.magnitude[part],
+            ),
         )
+        for name, part in zip(row.diffusers, slices, strict=True)
+    ]
 
 
-def _read(path: str) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _is_for_peft(parts: Sequence[Part]) -> bool:
+    if not all(isinstance(part.update.form, LowRank) for part in parts):
+        return False
+    return len(parts) == 1 or all(part.update.magnitude is None for part in parts)
 
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"LoRA {Path(path).name} cannot be read ({error}); download it again.") from error
+
+def _merge(transformer: Any, merged: Mapping[str, Sequence[Part]]) -> None:
+    originals = getattr(transformer, ORIGINALS)
+    for name, parts in merged.items():
+        weight = transformer.get_parameter(name).data
+        originals[name] = weight.to("cpu", copy=True)
+        base = weight.float()
+        change = sum(part.update.to(weight.device).change(part.strength, base) for part in parts)
+        weight.copy_(base + change)
+
+
+def _adapt(pipe: Any, adapted: Mapping[str, Sequence[Part]]) -> None:
+    """One adapter a LoRA, and one more for its DoRAs: peft decides that for a whole adapter."""
+    adapters: dict[str, dict[str, Part]] = defaultdict(dict)
+    for name, parts in adapted.items():
+        for part in parts:
+            suffix = "" if part.update.magnitude is None else "_dora"
+            adapters[f"lora_{part.lora}{suffix}"][name.removesuffix(".weight")] = part
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what is asked for
+        for adapter, modules in adapters.items():
+            _load(pipe, adapter, modules)
+    if adapters:
+        scales = [next(iter(modules.values())).strength for modules in adapters.values()]
+        pipe.transformer.set_adapters(list(adapters), scales)
+
+
+def _load(pipe: Any, adapter: str, modules: Mapping[str, Part]) -> None:
+    state: dict[str, Tensor] = {}
+    alphas: dict[str, float] = {}
+    ranks: dict[str, int] = {}
+    for module, part in modules.items():
+        form = part.update.form
+        state |= {f"{module}.lora_A.weight": form.down, f"{module}.lora_B.weight": form.up}
+        if part.update.magnitude is not None:
+            state[f"{module}.lora_magnitude_vector"] = part.update.magnitude
+        ranks[f"^{module}"], alphas[f"^{module}"] = form.rank, form.scale * form.rank
+    config = {
+        "r": 1,
+        "lora_alpha": 1.0,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "target_modules": list(modules),
+        "use_dora": adapter.endswith("_dora"),
+    }
+    pipe.transformer.load_lora_adapter(
+        {name: tensor.contiguous() for name, tensor in state.items()},
+        prefix=None, adapter_name=adapter, metadata=config, low_cpu_mem_usage=True, _pipeline=pipe,
+    )  # fmt: skip
+
+
+def _how(
+    lora: int, spec: LoraSpec, adapted: Mapping[str, Sequence[Part]], merged: Mapping[str, Sequence[Part]]
+) -> str:
+    if spec.scale == 0:
+        return "not used at strength 0"
+    counts = {
+        word: sum(any(part.lora == lora for part in parts) for parts in found.values())
+        for word, found in (("as peft adapters", adapted), ("merged", merged))
+    }
+    total = sum(counts.values())
+    return ", ".join(f"{count} of {total} weights {word}" for word, count in counts.items() if count)

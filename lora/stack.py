@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .read import find_weights
+
 MAX_LORAS = 3
 
 
@@ -22,7 +24,7 @@ def parse_loras(loras: Iterable[Any]) -> list[LoraSpec]:
     """At most three LoRAs from ``PATH``, ``PATH:SCALE``, (path, scale) or the endpoint's mapping.
 
     Raises:
-        ValueError: more than three, a scale that is no finite number, a file that does not exist.
+        ValueError: more than three, a scale that is no finite number, no file or peft folder there.
     """
     if isinstance(loras, (str, bytes, Mapping)) or not isinstance(loras, Iterable):
         raise ValueError(f"loras is {loras!r}; give a list of PATH:SCALE or of objects with path and scale.")
@@ -30,10 +32,7 @@ def parse_loras(loras: Iterable[Any]) -> list[LoraSpec]:
     if len(specs) > MAX_LORAS:
         raise ValueError(f"{len(specs)} LoRAs were given; at most {MAX_LORAS} are allowed. Leave some out.")
     for spec in specs:
-        if not Path(spec.path).is_file():
-            raise ValueError(f"LoRA {spec.path} does not exist; give the path of a .safetensors file.")
-        if Path(spec.path).suffix != ".safetensors":
-            raise ValueError(f"LoRA {spec.path} is no .safetensors file; convert it, other formats can run code.")
+        find_weights(spec.path)
     return specs
 
 

@@ -14,6 +14,7 @@ from .cns_sampler import CNSSampler
 from .decode import KleinDecode
 from .edit_conditioner import KleinEditConditioner
 from .fal_edit import KleinFalEdit
+from .lora_stack import KleinLoraStack
 from .route import KleinRoute
 
 folder_paths.add_model_folder_path(GAMMA_FOLDER, str(Path(folder_paths.models_dir) / GAMMA_FOLDER))
@@ -23,5 +24,5 @@ class KleinExtension(ComfyExtension):
     """The pack as ComfyUI loads it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        local = [KleinBaseLoader, KleinEditConditioner, CNSKSampler, CNSSampler, KleinDecode]
+        local = [KleinBaseLoader, KleinLoraStack, KleinEditConditioner, CNSKSampler, CNSSampler, KleinDecode]
         return [*local, KleinFalEdit, KleinRoute]

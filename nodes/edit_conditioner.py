@@ -156,13 +156,18 @@ def masked_latent(
     """The first picture encoded, with the mask as noise mask [1, 1, H, W] over its padded size.
 
     Raises:
-        ValueError: no picture, another size than the picture's own, or a mask of another size.
+        ValueError: no picture, another size than the picture's own, or a mask that is empty or of another size.
     """
     if not pictures:
         raise ValueError("a mask is connected but no picture; connect the picture that it belongs to first.")
     if image_size != AUTO:
         raise ValueError(f"a mask edits the first picture in place, so image_size must be {AUTO}, not {image_size}.")
     picture, mask = pictures[0], mask.reshape(-1, 1, *mask.shape[-2:])[:1]
+    if not mask.any():  # what Load Image gives for a picture without one, at 64x64
+        raise ValueError(
+            "the mask is empty, so nothing may change; paint it (right-click the Load Image node, Open in Mask "
+            "Editor), or disconnect it."
+        )
     if mask.shape[-2:] != picture.shape[-2:]:
         raise ValueError(
             f"the mask is {mask.shape[-1]}x{mask.shape[-2]} and the first picture "

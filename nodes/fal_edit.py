@@ -21,12 +21,12 @@ from ..remote.fields import AUTO, CUSTOM, IMAGE_SIZES, MAX_IMAGES, MAX_LORAS, MA
 from ..sampler.params import CNSParams
 from .cns_inputs import CATEGORY, GAMMA_FILE, cns_inputs, cns_params, widget
 from .edit_conditioner import split_pictures
+from .lora_stack import LoraStack, find, given_stack
 from .messages import show
 
 FOLDER = "klein_cns"  # in ComfyUI's user directory, as __klein_cns: no HTTP route reads it
 RESULTS = "klein_fal"  # in ComfyUI's output folder
 SPECS = {spec.name: spec for spec in fields(FalFields)}
-LoraStack = io.Custom("LORA_STACK")
 
 
 class KleinFalEdit(io.ComfyNode):
@@ -185,19 +185,13 @@ def _lora_files(stack: Any, allowed: bool) -> list[tuple[Path, float]]:
     Raises:
         ValueError: uploading is not allowed, or a file does not exist.
     """
-    names = [name for name, _, _ in stack or []]
-    if names and not allowed:
+    entries = given_stack(stack)
+    if entries and not allowed:
         raise ValueError(
-            f"lora_stack holds {', '.join(names)}, which fal can only use if they are put on its servers. Turn on "
-            "upload_loras, or give their addresses in lora_urls."
+            f"lora_stack holds {', '.join(name for name, *_ in entries)}, which fal can only use if they are put on its "
+            "servers. Turn on upload_loras, or give their addresses in lora_urls."
         )
-    files = []
-    for name, strength, _ in stack or []:
-        path = folder_paths.get_full_path("loras", name)
-        if path is None:
-            raise ValueError(f"LoRA {name} does not exist; put it into models/loras/, or use lora_urls.")
-        files.append((Path(path), float(strength)))
-    return files
+    return [(Path(find(name)), strength) for name, strength, _ in entries]
 
 
 def _help(name: str) -> str:

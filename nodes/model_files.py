@@ -11,11 +11,13 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ..klein.architecture import TEXT_LAYERS, TINY, WANTED
+from ..klein.architecture import TEXT_LAYERS, WANTED
 from ..klein.convert import diffusers_to_bfl
 from ..klein.inspect import Identity, weight_files
+from ..weights.architecture import TINY
 
 DIFFUSERS = "diffusers"
+TEXT_PREFIX = "model."  # of a Qwen3 as ComfyUI knows it
 WEIGHT_DTYPES = {  # ComfyUI's UNETLoader
     "default": {},
     "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
@@ -43,34 +45,42 @@ def find(kind: str, name: str) -> Path | None:
     return None
 
 
-def load_transformer(path: Path, identity: Identity, weight_dtype: str) -> Any:
-    """MODEL."""
+def load_transformer(path: Path, identity: Identity, weight_dtype: str, disable_dynamic: bool = False) -> Any:
+    """MODEL. What ComfyUI's own loader reads goes through it; other names and folders are renamed first."""
     options = WEIGHT_DTYPES[weight_dtype]
     if path.is_file() and identity.layout == "bfl":
-        return comfy.sd.load_diffusion_model(str(path), model_options=options)
-    return comfy.sd.load_diffusion_model_state_dict(diffusers_to_bfl(_read(path)), model_options=options)
+        return comfy.sd.load_diffusion_model(str(path), options, disable_dynamic)
+    state = _read(path, {identity.prefix: ""})
+    if identity.layout == "diffusers":
+        state = diffusers_to_bfl(state)
+    model = comfy.sd.load_diffusion_model_state_dict(state, options, disable_dynamic=disable_dynamic)
+    model.cached_patcher_init = (load_transformer, (path, identity, weight_dtype))
+    return model
 
 
-def load_text_encoder(path: Path, identity: Identity, device: str) -> Any:
+def load_text_encoder(path: Path, identity: Identity, device: str, disable_dynamic: bool = False) -> Any:
     """CLIP."""
     options: dict[str, Any] = {}
     if device == "cpu":
         options["load_device"] = options["offload_device"] = torch.device("cpu")
     embeddings = folder_paths.get_folder_paths("embeddings")
+    state = _read(path, {identity.prefix: TEXT_PREFIX})
     if identity.tiny:
-        return _tiny_clip(_read(path), embeddings, options)
-    if path.is_file():
-        return comfy.sd.load_clip([str(path)], embeddings, comfy.sd.CLIPType.FLUX2, options)
-    return comfy.sd.load_text_encoder_state_dicts([_read(path)], embeddings, comfy.sd.CLIPType.FLUX2, options)
+        clip = _tiny_clip(state, embeddings, options)
+    else:
+        clip = comfy.sd.load_text_encoder_state_dicts(
+            [state], embeddings, comfy.sd.CLIPType.FLUX2, options, disable_dynamic
+        )
+    clip.patcher.cached_patcher_init = (_text_encoder_patcher, (path, identity, device))
+    return clip
 
 
 def load_vae(path: Path, identity: Identity) -> Any:
     """VAE."""
-    state = _read(path)
-    if identity.tiny:
-        return _tiny_vae(state)
-    vae = comfy.sd.VAE(sd=state)
+    state = _read(path, {identity.prefix: ""})
+    vae = _tiny_vae(state) if identity.tiny else comfy.sd.VAE(sd=state)
     vae.throw_exception_if_invalid()
+    vae.patcher.cached_patcher_init = (_vae_patcher, (path, identity))
     return vae
 
 
@@ -84,12 +94,21 @@ def _diffusers_parts(kind: str) -> list[str]:
     )
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file, or of every shard of a folder."""
+def _read(path: Path, prefixes: dict[str, str]) -> dict[str, torch.Tensor]:
+    """The tensors of a file, or of every shard of a folder, with prefixes as ComfyUI has them."""
     state: dict[str, torch.Tensor] = {}
     for file in weight_files(path):
-        state |= comfy.utils.load_torch_file(str(file), safe_load=True)
-    return state
+        found, metadata = comfy.utils.load_torch_file(str(file), safe_load=True, return_metadata=True)
+        state |= comfy.utils.convert_old_quants(found, metadata=metadata)[0]
+    return comfy.utils.state_dict_prefix_replace(state, prefixes)
+
+
+def _text_encoder_patcher(path: Path, identity: Identity, device: str, disable_dynamic: bool = False) -> Any:
+    return load_text_encoder(path, identity, device, disable_dynamic).patcher
+
+
+def _vae_patcher(path: Path, identity: Identity, disable_dynamic: bool = False) -> Any:
+    return load_vae(path, identity).patcher
 
 
 def _tiny_clip(state: dict[str, torch.Tensor], embeddings: list[str], options: dict[str, Any]) -> Any:
@@ -97,7 +116,9 @@ def _tiny_clip(state: dict[str, torch.Tensor], embeddings: list[str], options: d
 
     class Target:
         params: dict[str, Any] = {}  # noqa: RUF012
-        clip = comfy.text_encoders.flux.klein_te(dtype_llama=torch.float32, model_type="qwen3_8b")
+        clip = comfy.text_encoders.flux.klein_te(
+            model_type="qwen3_8b", **{**comfy.sd.llama_detect([state]), "dtype_llama": torch.float32}
+        )
         tokenizer = comfy.text_encoders.flux.KleinTokenizer8B
 
     config = {

@@ -9,8 +9,11 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+import uuid
 from pathlib import Path
 from typing import Any
+
+from websockets.sync.client import connect
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ("--cpu", "--fp32-unet", "--fp32-vae", "--fp32-text-enc", "--preview-method", "latent2rgb")
@@ -32,20 +35,40 @@ class Failed(Exception):
     """A prompt that the server refused or that failed; its text is what a user reads."""
 
 
+class Run:
+    """What a browser hears of a run: (node, value, max) of progress, texts shown on nodes, and previews."""
+
+    def __init__(self) -> None:
+        self.progress: list[tuple[str, int, int]] = []
+        self.texts: list[str] = []
+        self.previews: list[bytes] = []
+        self.entry: dict[str, Any] = {}
+
+    def take(self, message: bytes) -> None:
+        """A binary message: 1 and 4 are pictures, 3 is a node's id and a text."""
+        kind = int.from_bytes(message[:4], "big")
+        if kind == 3:
+            length = int.from_bytes(message[4:8], "big")
+            self.texts.append(message[8 + length :].decode())
+        else:
+            self.previews.append(message)
+
+
 class Server:
     """A ComfyUI server of its own base folder.
 
     Args:
         base: a folder with ``custom_nodes``, ``models``, ``input`` and ``output``.
+        environment: variables besides this process's own.
     """
 
-    def __init__(self, folder: Path, python: Path, base: Path) -> None:
+    def __init__(self, folder: Path, python: Path, base: Path, environment: dict[str, str] | None = None) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.base = base
-        self.log = base / "server.log"
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        self.log = base / f"server_{self.port}.log"
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **(environment or {})}
         self._process = subprocess.Popen(
             [python, folder / "main.py", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", base,
              "--database-url", "sqlite:///:memory:", *FLAGS],
@@ -85,6 +108,32 @@ class Server:
     def run(self, prompt: dict[str, Any], timeout: float = 300) -> dict[str, Any]:
         """Queue an API-format graph and wait; its history entry, or `Failed` with the node's sentence."""
         return self.wait(self.post("/prompt", {"prompt": prompt})["prompt_id"], timeout)
+
+    def watch(self, prompt: dict[str, Any], interrupt_at: str | None = None) -> Run:
+        """Run a graph as a browser does: listening. ``interrupt_at`` interrupts it once that node runs.
+
+        Raises:
+            Failed: as `run`.
+        """
+        heard, client = Run(), uuid.uuid4().hex
+        with connect(f"ws://127.0.0.1:{self.port}/ws?clientId={client}", max_size=None) as socket:
+            prompt_id = self.post("/prompt", {"prompt": prompt, "client_id": client})["prompt_id"]
+            while True:
+                message = socket.recv(timeout=300)
+                if isinstance(message, bytes):
+                    heard.take(message)
+                    continue
+                kind, data = (event := json.loads(message))["type"], event["data"]
+                if data.get("prompt_id") != prompt_id:
+                    continue
+                if kind == "progress":
+                    heard.progress.append((data["node"], data["value"], data["max"]))
+                if kind == "executing" and data["node"] == interrupt_at and interrupt_at is not None:
+                    self.post("/interrupt", {"prompt_id": prompt_id})
+                if kind in ("execution_success", "execution_error", "execution_interrupted"):
+                    break
+        heard.entry = self.wait(prompt_id)
+        return heard
 
     def wait(self, prompt_id: str, timeout: float = 300) -> dict[str, Any]:
         """The history entry of a queued prompt once it is done."""

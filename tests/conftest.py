@@ -48,6 +48,14 @@ def comfyui():
 
 
 @pytest.fixture(scope="session")
+def models():
+    """Tensors of real models as (dtype, shape), by name of the model."""
+    from headers import real_models
+
+    return real_models()
+
+
+@pytest.fixture(scope="session")
 def photo() -> Image.Image:
     """A real photograph, 451 x 300."""
     from skimage import data

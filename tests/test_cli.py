@@ -13,10 +13,12 @@ from importlib import metadata
 
 import numpy as np
 import pytest
+import torch
 from klein_cns import cli
 from klein_cns.klein import KleinRequest
 from klein_cns.sampler import CNSParams
 from PIL import Image
+from safetensors.torch import save_file
 from test_lora import write_lora
 
 QUICK = ["--model", "tiny", "--device", "cpu", "--num-inference-steps", "2", "--seed", "3"]
@@ -57,6 +59,7 @@ def test_edit_with_everything(klein, cat, photo, tmp_path, pipeline):
     )
     assert (status, out.split()) == (0, [str(tmp_path / "out-1.png"), str(tmp_path / "out-2.png")])
     assert "random weights make noise" in err and "seed 3; text " in err
+    assert "style.safetensors at 0.5: 3 of 3 modules apply, 3 of 3 weights as peft adapters" in err
     made = parameters(tmp_path / "out-2.png")
     assert made["images"] == ["cat.png", "second.jpg"]
     assert made["loras"] == [{"path": "style.safetensors", "scale": 0.5}]
@@ -64,6 +67,27 @@ def test_edit_with_everything(klein, cat, photo, tmp_path, pipeline):
     assert made["negative_prompt"] == "blurry" and made["image_size"] == {"width": 80, "height": 64}
     with Image.open(tmp_path / "out-1.png") as image:
         assert image.size == (80, 64)
+
+
+def test_lora_says_what_files_are(klein, tmp_path):
+    wide, other = tmp_path / "wide.safetensors", tmp_path / "other.safetensors"
+    for file, width in ((wide, 4096), (other, 6144)):
+        name = "base_model.model.single_blocks.3.linear2.lora_{}.weight"
+        tensors = {name.format("A"): torch.ones(2, 4 * width), name.format("B"): torch.ones(width, 2)}
+        save_file(tensors, file, {"trigger_word": "sks", "ss_output_name": "mine"})
+    status, out, err = klein("lora", wide)
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        "wide.safetensors: 1 of 1 modules apply",
+        "  format: LoRA, BFL names after 'base_model.model.'; rank 2, alpha none",
+        "  made for: FLUX.2 [klein] 9B",
+        "  trigger words: sks",
+        "  ss_output_name: mine",
+    ]
+    status, out, err = klein("lora", other, wide, tmp_path / "gone.safetensors")
+    assert status == 1 and "other.safetensors: 0 of 1 modules apply" in out and "wide.safetensors: 1 of 1" in out
+    assert "made for: FLUX.2 [dev]" in out and "was made for FLUX.2 [dev], the model is FLUX.2 [klein] 9B" in err
+    assert f"LoRA {tmp_path / 'gone.safetensors'} does not exist" in err
 
 
 def test_generate_is_the_python_api(klein, tmp_path, pipeline):

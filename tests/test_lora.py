@@ -90,6 +90,17 @@ def test_four_are_too_many(own, tmp_path):
         own.set_loras([str(tmp_path / "a.ckpt")])
 
 
+def test_what_klein_lacks_is_left_out_and_reported(own, tmp_path):
+    file = tmp_path / "a.safetensors"
+    write_lora(file, own, seed=1, **{"transformer.other.lora_A.weight": torch.ones(4, 8)})
+    own.set_loras([str(file)])
+    (report,) = own.lora_reports
+    assert (report.applied, report.total) == (len(MODULES), len(MODULES) + 1)
+    assert dict(report.left_out) == {"transformer.other": "FLUX.2 has no such module"}
+    own.set_loras([])
+    assert own.lora_reports == []
+
+
 def test_a_file_that_would_apply_in_part_is_refused_and_leaves_nothing_behind(own, tmp_path):
     plain = own("a cat", **SMALL).latents
     file = tmp_path / "bad.safetensors"
@@ -97,21 +108,18 @@ def test_a_file_that_would_apply_in_part_is_refused_and_leaves_nothing_behind(ow
     state = load_file(file)
     key = f"transformer.{MODULES[0]}.lora_B.weight"
     broken = {
-        "unknown module": {**state, "transformer.other.lora_A.weight": torch.ones(4, 8),
-                           "transformer.other.lora_B.weight": torch.ones(8, 4)},
         "other shapes": {**state, key: torch.ones(64, 4)},
         "NaN": {**state, key: torch.full_like(state[key], np.nan)},
         "NaN in A": {**state, f"transformer.{MODULES[1]}.lora_A.weight": torch.full((4, 128), np.nan)},
         "no LoRA": {"weight": torch.ones(3)},
-        "other names": {name.removeprefix("transformer."): tensor for name, tensor in state.items()},
     }
     for what, tensors in broken.items():
         save_file(tensors, file)
-        with pytest.raises(ValueError, match=r"LoRA bad.safetensors (cannot be applied whole|holds NaN)") as error:
+        with pytest.raises(ValueError, match=r"LoRA bad.safetensors (changes|holds NaN|holds nothing)") as error:
             own.set_loras([str(file)])
         assert "\n" not in str(error.value), what
         assert own.loras == []
         assert torch.equal(own("a cat", **SMALL).latents, plain), what
     file.write_bytes(b"\xff" * 100)
-    with pytest.raises(ValueError, match=r"LoRA bad.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"LoRA bad.safetensors is no safetensors file"):
         own.set_loras([str(file)])

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("sampler", "klein", "lora", "remote")
+PACKAGES = ("sampler", "weights", "lora", "klein", "remote")
 # What a package may import from its siblings (DESIGN: "Imports run one way").
 ALLOWED = {
     "sampler": set(),
-    "lora": set(),
-    "klein": {"sampler", "lora"},
+    "weights": set(),
+    "lora": {"weights"},
+    "klein": {"sampler", "weights", "lora"},
     "cli": {"commands"},
-    "commands": {"sampler", "lora", "klein"},
+    "commands": {"sampler", "weights", "lora", "klein"},
     "remote": {"sampler"},
 }
 HOST_MODULES = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "server", "nodes", "execution")
@@ -44,6 +45,15 @@ def test_requirements_are_the_projects_but_for_torch():
     assert [line for line in dependencies if not line.startswith("torch")] == (
         ROOT / "requirements.txt"
     ).read_text().split()
+
+
+def test_what_the_registry_reads():
+    whole = project()
+    name, comfy = whole["project"]["name"], whole["tool"]["comfy"]
+    assert re.fullmatch(r"[a-z][a-z0-9]*(?:[-_.][a-z0-9]+)*", name) and "comfyui" not in name
+    assert re.fullmatch(r"\d+\.\d+\.\d+", whole["project"]["version"]) and whole["project"]["description"]
+    assert comfy["PublisherId"] and comfy["DisplayName"] and comfy["requires-comfyui"] == ">=0.11.0"
+    assert "web" not in comfy  # beside WEB_DIRECTORY everything would load twice
 
 
 def test_every_package_is_installed():

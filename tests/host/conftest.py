@@ -9,6 +9,7 @@ import pytest
 import torch
 from comfy_host import ROOT, Server
 from klein_cns.klein import KleinPipeline, tiny
+from klein_cns.klein.architecture import WANTED
 from klein_cns.klein.convert import diffusers_to_bfl
 from klein_cns.klein.tiny import CHAT_TEMPLATE, MARK
 from safetensors.torch import load_file, save_file
@@ -36,10 +37,10 @@ def server(comfyui, host_pipeline, tmp_path_factory):
     """The running server; its ``base`` holds models, input and output."""
     folder, python = comfyui
     base = tmp_path_factory.mktemp("comfy")
-    for name in ("custom_nodes", "input", "output", "models/diffusion_models", "models/text_encoders", "models/vae",
-                 "models/diffusers", "models/cns_gamma"):
+    folders = ("diffusers", "cns_gamma", "loras", *(wanted.folder for wanted in WANTED.values()))
+    for name in ("custom_nodes", "input", "output", *(f"models/{one}" for one in folders)):
         (base / name).mkdir(parents=True)
-    (base / "custom_nodes" / "klein nodes").symlink_to(ROOT)
+    (base / "custom_nodes" / "klein-cns").symlink_to(ROOT)
     shutil.copy(Path(__file__).parent / "probe_nodes.py", base / "custom_nodes")
     write_models(host_pipeline, base / "models")
     running = Server(folder, python, base)
@@ -48,12 +49,11 @@ def server(comfyui, host_pipeline, tmp_path_factory):
 
 
 def write_models(pipeline: KleinPipeline, models: Path) -> None:
-    """The tiny klein as single files and as a diffusers folder."""
+    """The tiny klein as single files under the usual names, which the examples ask for, and as a diffusers folder."""
     folder = models / "diffusers" / "tiny-klein"
     pipeline.save_pretrained(folder)
-    metadata = {MARK[0]: MARK[1]}
-    transformer = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
-    save_file(diffusers_to_bfl(transformer), models / "diffusion_models" / "tiny.safetensors", metadata=metadata)
-    for part, name in (("text_encoder", "model"), ("vae", "diffusion_pytorch_model")):
-        target = models / {"text_encoder": "text_encoders", "vae": "vae"}[part] / "tiny.safetensors"
-        save_file(load_file(folder / part / f"{name}.safetensors"), target, metadata=metadata)
+    for kind, wanted in WANTED.items():
+        state = load_file(next((folder / kind).glob("*.safetensors")))
+        if kind == "transformer":
+            state = diffusers_to_bfl(state)
+        save_file(state, models / wanted.folder / wanted.sources[0][0], metadata={MARK[0]: MARK[1]})

@@ -52,17 +52,6 @@ class ProbeText:
     def show(self, **values):
         return {{"ui": {{name: [value] for name, value in values.items()}}}}
 
-class ProbeStack:
-    """A LORA_STACK, as other packs make it."""
-    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "stack", ("LORA_STACK",)
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {{"required": {{"name": ("STRING", {{}})}}}}
-
-    def stack(self, name):
-        return ([(name, 0.75, 0.5)],)
-
 class ProbeFail:
     """An image that nobody may ask for."""
     CATEGORY, FUNCTION, RETURN_TYPES = "probe", "fail", ("IMAGE",)
@@ -74,7 +63,7 @@ class ProbeFail:
     def fail(self):
         raise RuntimeError("the branch that was not taken ran")
 
-NODE_CLASS_MAPPINGS = {{probe.__name__: probe for probe in (ProbeMemory, ProbeText, ProbeFail, ProbeStack)}}
+NODE_CLASS_MAPPINGS = {{probe.__name__: probe for probe in (ProbeMemory, ProbeText, ProbeFail)}}
 '''
 
 
@@ -281,12 +270,12 @@ def test_sentences(keyed, fal):
 
 
 def test_a_lora_stack_is_uploaded_once_and_only_if_allowed(keyed, fal):
-    (keyed.base / "models" / "loras").mkdir(exist_ok=True)
     lora = keyed.base / "models" / "loras" / "style.safetensors"
+    lora.parent.mkdir(exist_ok=True)
     lora.write_bytes(b"weights of a LoRA")
     prompt = graph("lora", prompt="with a LoRA")
-    prompt["stack"] = node("ProbeStack", name="style.safetensors")
-    prompt["fal"]["inputs"]["lora_stack"] = ["stack", 0]
+    prompt["stack"] = stack_node("style.safetensors")
+    prompt["fal"]["inputs"]["lora_stack"] = ["stack", 1]
     assert "Turn on upload_loras" in failure(keyed, prompt)
     prompt["fal"]["inputs"]["upload_loras"] = True
     for seed in (1, 2):
@@ -295,8 +284,13 @@ def test_a_lora_stack_is_uploaded_once_and_only_if_allowed(keyed, fal):
     bodies = [request["body"] for request in fal.requests.values() if request["body"]["prompt"] == "with a LoRA"]
     assert [body["loras"] for body in bodies] == [[{"path": bodies[0]["loras"][0]["path"], "scale": 0.75}]] * 2
     assert list(fal.uploads.values()) == [b"weights of a LoRA"]
-    prompt["stack"]["inputs"]["name"] = "gone.safetensors"
-    assert "LoRA gone.safetensors does not exist" in failure(keyed, prompt)
+    prompt["stack"] = stack_node("gone.safetensors")
+    assert "LoRA 'gone.safetensors' does not exist" in failure(keyed, prompt)
+
+
+def stack_node(name, **more):
+    slots = {f"lora_{slot}": name if slot == 1 else "none" for slot in (1, 2, 3)}
+    return node("KleinLoraStack", **slots, **{f"strength_{slot}": 0.75 for slot in (1, 2, 3)}, apply="auto", **more)
 
 
 def route_graph(name, mode, loader, seed=1):
@@ -336,6 +330,18 @@ def test_route_runs_the_branch_taken_alone(keyed, fal):
     branch["save"] = node("ProbeSave", name="routed", image=["route", 0])
     for mode, local, remote in (("local", "load", "nothing"), ("fal", "nothing", "load")):
         keyed.run({**branch, "route": node("KleinRoute", mode=mode, local=[local, 0], remote=[remote, 0])})
+
+
+def test_a_machine_without_weights_runs_a_shared_workflow_with_its_loras_through_fal(keyed, fal):
+    (keyed.base / "models" / "loras" / "style.safetensors").write_bytes(b"weights of a LoRA")
+    prompt = route_graph("shared", "auto", MISSING, seed=77)
+    prompt["stack"] = stack_node("style.safetensors")
+    prompt["applied"] = stack_node("none", model=["loader", 0], lora_stack=["stack", 1])
+    prompt["sample"]["inputs"]["model"] = ["applied", 0]
+    prompt["fal"]["inputs"] |= {"lora_stack": ["stack", 1], "upload_loras": True}
+    keyed.run(prompt)
+    body = list(fal.requests.values())[-1]["body"]
+    assert body["seed"] == 77 and [lora["scale"] for lora in body["loras"]] == [0.75]
 
 
 def test_route_auto_decides_by_accelerator_files_and_memory(keyed, fal):

@@ -8,53 +8,10 @@ import urllib.error
 
 import pytest
 import torch
-from comfy_host import Failed
+from comfy_graph import FOLDER, OFF, SINGLE, failure, give, graph, latents, made, node, result
 from klein_cns.klein.references import to_image, to_pixels
 from klein_cns.sampler import CNSParams
-from safetensors.torch import load_file, save_file
-
-SINGLE = {"diffusion_model": "tiny.safetensors", "text_encoder": "tiny.safetensors", "vae": "tiny.safetensors"}
-FOLDER = {
-    "diffusion_model": "diffusers/tiny-klein/transformer",
-    "text_encoder": "diffusers/tiny-klein/text_encoder",
-    "vae": "diffusers/tiny-klein/vae",
-}
-OFF = CNSParams(enable_cns=False)
-
-
-def graph(name, params=OFF, images=(), loader=SINGLE, sampler=None, conditioner=None, decode=None):
-    """Loader, conditioner, sampler, decode and a float save, as an API-format graph."""
-    loads = {f"load{i}": node("ProbeLoad", name=picture) for i, picture in enumerate(images)}
-    sockets = {f"images.image_{i}": [f"load{i}", 0] for i in range(len(images))}
-    return {
-        **loads,
-        "loader": node("KleinBaseLoader", weight_dtype="default", text_encoder_device="default", **loader),
-        "edit": node(
-            "KleinEditConditioner", clip=["loader", 1], vae=["loader", 2],
-            **{"prompt": "make it blue", "negative_prompt": "", "image_size": "auto", "width": 96, "height": 64,
-               "num_images": 1, "reference_megapixels": 1.0, **sockets, **(conditioner or {})},
-        ),
-        "sample": node(
-            "CNSKSampler", model=["loader", 0], positive=["edit", 0], negative=["edit", 1], latent_image=["edit", 2],
-            **{"seed": 5, "steps": 4, "cfg": 5.0, "scheduler": "flux2", "denoise": 1.0,
-               "cns_gamma_file": "sit_xl2_unguided", **params.to_request(), **(sampler or {})},
-        ),
-        "decode": node("KleinDecode", latent=["sample", 0], vae=["loader", 2], **(decode or {})),
-        "save": node("ProbeSave", name=name, image=["decode", 0]),
-    }
-
-
-def node(class_type, **inputs):
-    return {"class_type": class_type, "inputs": inputs}
-
-
-def give(server, name, picture):
-    """Put a tensor [B, H, W, 3] (or a mask [B, H, W]) where ProbeLoad finds it."""
-    save_file({"tensor": picture.contiguous()}, server.base / "input" / f"{name}.safetensors")
-
-
-def made(server, name):
-    return load_file(server.base / "output" / f"{name}.safetensors")["tensor"]
+from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +69,27 @@ def test_a_masked_edit_keeps_every_pixel_outside(server, pictures):
     )
     prompt["mask"] = node("ProbeLoad", name="mask")
     server.run(prompt)
-    result = made(server, "masked")
-    assert torch.equal(result[mask == 0], original[mask == 0])
-    assert not torch.allclose(result[0, 35:45, 50:70], original[0, 35:45, 50:70], atol=0.05)
+    edited = made(server, "masked")
+    assert torch.equal(edited[mask == 0], original[mask == 0])
+    assert not torch.allclose(edited[0, 35:45, 50:70], original[0, 35:45, 50:70], atol=0.05)
+
+
+def test_pictures_count_in_socket_order(server, photo):
+    """Gaps are skipped, a batch counts each of its pictures, and another order makes another picture."""
+    pair = [to_pixels(photo.crop((left, 50, left + 96, 114))).movedim(1, -1) for left in (10, 200)]
+    give(server, "one", pair[0])
+    give(server, "two", pair[1])
+    give(server, "both", torch.cat(pair))
+
+    def run(name, *sockets):
+        names = {f"load{i}": node("ProbeLoad", name=picture) for i, (_, picture) in enumerate(sockets)}
+        links = {f"images.image_{socket}": [f"load{i}", 0] for i, (socket, _) in enumerate(sockets)}
+        return result(server, latents(name, conditioner=links, sampler={"steps": 1}) | names)
+
+    expected = run("expected", (0, "one"), (1, "two"))
+    assert torch.equal(run("gap", (3, "two"), (1, "one")), expected)
+    assert torch.equal(run("batch", (0, "both")), expected)
+    assert not torch.allclose(run("swapped", (0, "two"), (1, "one")), expected, atol=1e-3)
 
 
 def test_encodings_are_kept(server, pictures):
@@ -151,12 +126,6 @@ def test_cns_off_is_the_official_chain_bit_for_bit(server, pictures):
     }
     server.run(prompt)
     assert torch.equal(made(server, "ours"), made(server, "theirs"))
-
-
-def failure(server, prompt):
-    with pytest.raises(Failed) as error:
-        server.run(prompt)
-    return str(error.value)
 
 
 def test_refusals_are_sentences(server, pictures):

@@ -1,0 +1,130 @@
+"""peft's config of an adapter: what of it decides the size of a change."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import LoraError
+
+CONFIG_FILE = "adapter_config.json"
+MAX_CONFIG = 2_000_000  # bytes
+MAX_PATTERN = 256  # characters
+# Patterns are regular expressions from a stranger: no repeated group, few repetitions, so that none takes long.
+UNSAFE_PATTERN = re.compile(r"\)[*+?{]|\(\?|\\\d|(?:[*+{].*){4}")
+METADATA_KEY = "lora_adapter_metadata"  # where diffusers puts the config
+FIELDS = ("peft_type", "r", "lora_alpha", "alpha", "alpha_pattern", "use_rslora", "use_dora")
+
+
+class AdapterConfig(NamedTuple):
+    """``peft_type``: LORA, LOKR or LOHA; empty where there is no config. ``alpha``: None where none is given."""
+
+    peft_type: str = ""
+    rank: int | None = None
+    alpha: float | None = None
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    rslora: bool = False
+    dora: bool = False
+
+    def alpha_of(self, module: str) -> float | None:
+        """The alpha of a module by its full name; peft matches patterns from its end."""
+        matched = (alpha for pattern, alpha in self.alpha_pattern if _compiled(pattern).match(module))
+        return next(matched, self.alpha)
+
+
+def read_config(path: Path, label: str) -> AdapterConfig:
+    """The config in an adapter_config.json.
+
+    Raises:
+        LoraError: no JSON object, values of a wrong kind, or a kind of adapter that is no LoRA, LoKr or LoHa.
+    """
+    try:
+        if path.stat().st_size > MAX_CONFIG:
+            raise LoraError(f"LoRA {label}: {CONFIG_FILE} is larger than {MAX_CONFIG} bytes; it is none of peft's.")
+        return _config(label, json.loads(path.read_text(encoding="utf-8")))
+    except LoraError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoraError(f"LoRA {label}: {CONFIG_FILE} beside it cannot be read as JSON; download it again.") from error
+
+
+def config_of_metadata(label: str, metadata: Mapping[str, str]) -> AdapterConfig:
+    """The config in a file's metadata: as diffusers writes it, or under peft's own names."""
+    try:
+        if METADATA_KEY in metadata:
+            stored = json.loads(metadata[METADATA_KEY])
+            if not isinstance(stored, dict):
+                raise LoraError(f"LoRA {label}: its metadata {METADATA_KEY} is no table; download it again.")
+            return _config(label, {key.removeprefix("transformer."): value for key, value in stored.items()})
+        found = {name: _json(metadata[name]) for name in FIELDS if name in metadata}
+    except LoraError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise LoraError(f"LoRA {label}: its metadata {METADATA_KEY} is no JSON; download it again.") from error
+    return _config(label, found) if found else AdapterConfig()
+
+
+def _json(text: str) -> Any:
+    """A value that metadata holds as text: Python's ``True`` and bare words too."""
+    try:
+        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+    except (ValueError, RecursionError):
+        return text
+
+
+def _config(label: str, stored: Any) -> AdapterConfig:
+    if not isinstance(stored, dict):
+        raise LoraError(f"LoRA {label}: {CONFIG_FILE} holds no table; download it again.")
+
+    def get(name: str, kinds: tuple[type, ...], default: Any) -> Any:
+        value = stored.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            kind = kinds[0].__name__
+            raise LoraError(f"LoRA {label}: {name} in its config is {str(value)[:100]!r}; it must be a {kind}.")
+        if isinstance(value, (int, float)) and not _is_usable(value):
+            raise LoraError(f"LoRA {label}: {name} in its config is {str(value)[:100]}; it must be a finite number.")
+        return value
+
+    kind = get("peft_type", (str,), "LORA")
+    if kind not in ("LORA", "LOKR", "LOHA"):
+        raise LoraError(f"LoRA {label} is a {kind[:100]} of peft; LORA, LOKR and LOHA are supported.")
+    patterns = get("alpha_pattern", (dict,), {})
+    for pattern, alpha in patterns.items():
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not _is_usable(alpha):
+            raise LoraError(f"LoRA {label}: alpha_pattern has {str(alpha)[:100]!r}; it must be a finite number.")
+        if not _is_safe(pattern):
+            raise LoraError(f"LoRA {label}: alpha_pattern {pattern[:100]!r} is no simple pattern of module names.")
+    return AdapterConfig(
+        peft_type=kind,
+        rank=get("r", (int,), None),
+        alpha=get("lora_alpha", (float, int), None) if kind == "LORA" else get("alpha", (float, int), None),
+        alpha_pattern=tuple((pattern, float(alpha)) for pattern, alpha in patterns.items()),
+        rslora=get("use_rslora", (bool,), False),
+        dora=get("use_dora", (bool,), False),
+    )
+
+
+def _is_usable(number: float) -> bool:
+    return abs(number) < 1e30 and math.isfinite(number)
+
+
+def _is_safe(pattern: str) -> bool:
+    if len(pattern) > MAX_PATTERN or UNSAFE_PATTERN.search(pattern):
+        return False
+    try:
+        _compiled(pattern)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return True
+
+
+@lru_cache(4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:.*\.)?(?:{pattern})$")

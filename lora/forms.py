@@ -1,0 +1,129 @@
+"""The parameters of one module to the change that they mean: which form it has, and its factor."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .config import AdapterConfig
+from .errors import LoraError
+from .names import UNSUPPORTED, Place
+from .updates import Form, Full, LoHa, LoKr, LowRank
+
+
+class Module(NamedTuple):
+    """What a file holds for one module of FLUX.2, by role. ``name``: as the file calls it, without the role."""
+
+    name: str
+    place: Place
+    parameters: dict[str, list[Tensor]]
+
+
+class Change(NamedTuple):
+    """What a module means, in its own layout. ``alpha``: None where none is given, then the factor is 1."""
+
+    module: Module
+    form: Form
+    magnitude: Tensor | None
+    alpha: float | None
+
+
+def change_of(label: str, module: Module, config: AdapterConfig) -> Change:
+    """The change that a module's factors mean.
+
+    Raises:
+        LoraError: factors that are missing, given twice, or do not fit each other; an alpha that is no number.
+    """
+    return _Builder(label, module, config).change()
+
+
+class _Builder:
+    """One module's factors, each taken out once, so that what is left over shows."""
+
+    def __init__(self, label: str, module: Module, config: AdapterConfig) -> None:
+        self.label, self.module, self.config = label, module, config
+        self.left = {role: tensors[0] for role, tensors in module.parameters.items()}
+        twice = [role for role, tensors in module.parameters.items() if len(tensors) > 1]
+        if twice:
+            raise self.error(f"gives {twice[0]} of {{}} twice")
+
+    def error(self, fault: str) -> LoraError:
+        """``fault`` in a sentence; its ``{}`` is the module's name."""
+        return LoraError(f"LoRA {self.label} {fault.format(self.module.name)}; download or convert it again.")
+
+    def change(self) -> Change:
+        alpha = self._alpha()
+        magnitude = self.left.pop("magnitude", None)
+        roles = set(self.left)
+        if roles & {"up", "down"}:
+            form: Form = self._low_rank(alpha)
+        elif any(role.startswith("lokr_") for role in roles):
+            form = self._lokr(alpha)
+        elif any(role.startswith("hada_") for role in roles):
+            form = self._loha(alpha)
+        elif "diff" in roles:
+            form = Full(self.left.pop("diff"))
+        else:
+            raise self.error("has a DoRA magnitude for {} but no factors")
+        rest = [role for role in self.left if role not in UNSUPPORTED]
+        if rest:
+            raise self.error(f"changes {{}} in two forms at once, {form.name} and {rest[0]}")
+        if magnitude is not None:
+            magnitude = magnitude.flatten()
+            if len(magnitude) != form.shape[0] or len(form.shape) != 2:
+                raise self.error(f"has a DoRA magnitude of {len(magnitude)} for {{}}, which has {form.shape[0]} rows")
+        elif self.config.dora and isinstance(form, LowRank):
+            raise self.error("says in its config that it is a DoRA, but has no magnitude for {}")
+        return Change(self.module, form, magnitude, alpha)
+
+    def _alpha(self) -> float | None:
+        stored = self.left.pop("alpha", None)
+        if stored is None:
+            return self.config.alpha_of(self.module.place.module)
+        if stored.numel() != 1 or not math.isfinite(alpha := float(stored)):
+            raise self.error("has an alpha for {} that is no finite number")
+        return alpha
+
+    def _factor(self, role: str) -> Tensor:
+        """A factor as a matrix; trailing axes of length 1, as of a 1x1 convolution, are dropped."""
+        if role not in self.left:
+            raise self.error(f"lacks {role} of {{}}, so it is incomplete")
+        tensor = self.left.pop(role)
+        if tensor.ndim < 2 or any(length != 1 for length in tensor.shape[2:]) or 0 in tensor.shape:
+            raise self.error(f"holds {role} of {{}} in the shape {list(tensor.shape)}, which is no matrix")
+        return tensor.flatten(1) if tensor.ndim > 2 else tensor
+
+    def _pair(self, left: str, right: str) -> tuple[Tensor, Tensor]:
+        """Two factors whose product exists."""
+        a, b = self._factor(left), self._factor(right)
+        if a.shape[1] != b.shape[0]:
+            raise self.error(f"has factors of different rank for {{}}: {a.shape[1]} and {b.shape[0]}")
+        return a, b
+
+    def _low_rank(self, alpha: float | None) -> LowRank:
+        up, down = self._pair("up", "down")
+        rank = down.shape[0]
+        return LowRank(up, down, _scale(alpha, math.sqrt(rank) if self.config.rslora else rank))
+
+    def _lokr(self, alpha: float | None) -> LoKr:
+        w1, w2 = (
+            (self._factor(name),) if name in self.left else self._pair(f"{name}_a", f"{name}_b")
+            for name in ("lokr_w1", "lokr_w2")
+        )
+        form = LoKr(w1, w2, 1.0)
+        if self.config.peft_type == "LOKR":  # peft scales whole factors too
+            return form._replace(scale=_scale(alpha, form.rank or self.config.rank or 1))
+        return form._replace(scale=_scale(alpha, form.rank)) if form.rank else form
+
+    def _loha(self, alpha: float | None) -> LoHa:
+        w1, w2 = self._pair("hada_w1_a", "hada_w1_b"), self._pair("hada_w2_a", "hada_w2_b")
+        form = LoHa(*w1, *w2, 1.0)
+        if (w2[0].shape[0], w2[1].shape[1]) != form.shape:
+            raise self.error("has factors of different sizes for {}")
+        return form._replace(scale=_scale(alpha, form.rank))
+
+
+def _scale(alpha: float | None, rank: float) -> float:
+    return 1.0 if alpha is None else alpha / rank

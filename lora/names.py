@@ -1,0 +1,118 @@
+"""What a key of a LoRA file means: which module of FLUX.2 it belongs to, and what part of an update it is."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import NamedTuple
+
+from ..weights.layout import rows
+
+MAX_KEY = 512  # characters; no key of a LoRA is longer
+MAX_BLOCKS = 64  # of either kind, in any FLUX
+# A key is a module after any number of these, joined by dots or underscores.
+WRAPPERS = (
+    "base_model", "diffusion_model", "transformer", "lycoris", "_orig_mod", "default", "module", "model", "unet",
+    "lora", "flux", "net", "dit",
+)  # fmt: skip
+ROLES = {
+    "lora_A": "down", "lora_down": "down", "lora.down": "down", "lora_linear_layer.down": "down",
+    "lora_B": "up", "lora_up": "up", "lora.up": "up", "lora_linear_layer.up": "up",
+    "dora_scale": "magnitude", "lora_magnitude_vector": "magnitude",
+    "w_norm": "diff",
+    **{name: name for name in ("alpha", "diff")},
+    **{f"lokr_{name}": f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")},
+    **{f"hada_{name}": f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b")},
+}  # fmt: skip
+NO_BIAS = "klein has no biases"
+TUCKER = "Tucker factors belong to convolutions, klein has none"
+UNSUPPORTED = {
+    "diff_b": NO_BIAS,
+    "b_norm": NO_BIAS,
+    "lora_mid": TUCKER,
+    "lokr_t2": TUCKER,
+    "hada_t1": TUCKER,
+    "hada_t2": TUCKER,
+    "oft_blocks": "OFT is not supported",
+    "oft_diag": "OFT is not supported",
+    "oft_r": "OFT is not supported",
+    "on_input": "IA3 is not supported",
+    "a1": "GLoRA is not supported",
+    "a2": "GLoRA is not supported",
+    "b1": "GLoRA is not supported",
+    "b2": "GLoRA is not supported",
+    "set_weight": "it replaces the weight, which no strength can scale",
+    "reshape_weight": "it changes the weight's size",
+    "lora_embedding_A": "klein has no embedding tables",
+    "lora_embedding_B": "klein has no embedding tables",
+}
+PARAMETER = re.compile(
+    r"(?P<module>.+)\.(?P<role>" + "|".join(map(re.escape, (*ROLES, *UNSUPPORTED))) + r")"
+    r"(?:\.(?!(?:weight|bias)$)(?P<adapter>[^.]+))?(?:\.(?P<kind>weight|bias))?"
+)
+TEXT_ENCODER = re.compile(
+    r"(?:^|[._])(?:text_encoders?|text_model|lora_te\d?|te\d?|clip_[lg]|cond_stage_model|qwen\w*)(?:[._]|$)"
+    r"|layers[._]\d+[._](?:self_attn|mlp)[._]"
+)
+FLUX_1 = re.compile(
+    r"double_blocks[._]\d+[._](?:img|txt)_mod[._]|single_blocks[._]\d+[._]modulation[._]|vector_in[._]"
+    r"|transformer_blocks[._]\d+[._](?:norm1|norm1_context|ff[._]net|ff_context[._]net)[._]"
+    r"|single_transformer_blocks[._]\d+[._](?:attn[._]to_[qkv]$|proj_mlp|proj_out|norm[._]linear)|time_text_embed[._]"
+)
+
+
+class Place(NamedTuple):
+    """Where a module stands in BFL's layout.
+
+    ``weight``: BFL's name. ``part`` of ``parts``: which of the equal row slices; parts is 3 for q, k, v apart.
+    ``layout``: bfl or diffusers, the one that names it so. ``module``: its full name there. ``prefix``: what
+    stood before it.
+    """
+
+    weight: str
+    part: int
+    parts: int
+    layout: str
+    module: str
+    prefix: str = ""
+
+
+class Parameter(NamedTuple):
+    """A key taken apart. ``role``: a value of `ROLES`, or a key of `UNSUPPORTED`."""
+
+    module: str
+    role: str
+    adapter: str | None
+
+
+def parse(key: str) -> Parameter | None:
+    """The parts of a key; None where it is no parameter of a known kind of LoRA."""
+    found = PARAMETER.fullmatch(key) if len(key) <= MAX_KEY else None
+    if found is None:
+        return None
+    role = "diff_b" if found["kind"] == "bias" else ROLES.get(found["role"], found["role"])
+    return Parameter(found["module"], role, found["adapter"])
+
+
+def locate(module: str) -> Place | None:
+    """Where a module stands, its wrappers stripped; None where FLUX.2 has no such module."""
+    flat, start = module.replace(".", "_"), 0
+    while flat[start:] not in _places():
+        wrapper = next((word for word in WRAPPERS if flat.startswith(f"{word}_", start)), None)
+        if wrapper is None:
+            return None
+        start += len(wrapper) + 1
+    return _places()[flat[start:]]._replace(prefix=module[:start])
+
+
+@cache
+def _places() -> dict[str, Place]:
+    """Every module of either layout, dots replaced by underscores."""
+    table: dict[str, Place] = {}
+    for row in rows(MAX_BLOCKS, MAX_BLOCKS, guidance=True):
+        parts = len(row.diffusers)
+        named = [("bfl", row.bfl, 0, 1), *(("diffusers", name, i, parts) for i, name in enumerate(row.diffusers))]
+        for layout, name, part, count in named:
+            module = name.rpartition(".")[0]
+            table[module.replace(".", "_")] = Place(row.bfl, part, count, layout, module)
+    return table

@@ -1,0 +1,138 @@
+"""A LoRA's file, or peft folder, as named tensors, metadata and peft's config; nothing in it is trusted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..weights.header import read_file_header
+from .config import CONFIG_FILE, AdapterConfig, config_of_metadata, read_config
+from .errors import LoraError
+
+MAX_HEADER = 32_000_000  # bytes; a LoRA of ten thousand tensors has two million
+DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8")
+FIRST_BAD = {  # the bits of the first float that is not finite: infinity, or NaN where there is no infinity
+    torch.float64: (torch.int64, "uint64", 0x7FF0 << 48),
+    torch.float32: (torch.int32, "uint32", 0x7F80 << 16),
+    torch.bfloat16: (torch.int16, "uint16", 0x7F80),
+    torch.float16: (torch.int16, "uint16", 0x7C00),
+    torch.float8_e5m2: (torch.int8, "uint8", 0x7C),
+    torch.float8_e4m3fn: (torch.int8, "uint8", 0x7F),
+}
+ADAPTER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # as peft and diffusers save them
+
+
+class RawLora(NamedTuple):
+    """What lies on disk. ``note``: what the reader left aside, in words."""
+
+    label: str
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    config: AdapterConfig
+    note: str
+
+
+def label_of(path: str | Path) -> str:
+    """What errors and reports call a LoRA: its name; with its folder's where the name says nothing."""
+    path = Path(path)
+    return f"{path.parent.name}/{path.name}" if path.name in ADAPTER_FILES else path.name
+
+
+def find_weights(path: str | Path) -> Path:
+    """The .safetensors file of a LoRA: the file itself, or the one in a peft or diffusers folder.
+
+    Raises:
+        LoraError: nothing there, another kind of file, or a folder without one clear file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        named = [path / name for name in ADAPTER_FILES if (path / name).is_file()]
+        found = named or sorted(path.glob("*.safetensors"))
+        if len(found) != 1:
+            count = f"{len(found)} .safetensors files" if found else "no .safetensors file"
+            raise LoraError(f"LoRA {path} is a folder with {count}; give the file itself.")
+        return found[0]
+    if not path.is_file():
+        raise LoraError(f"LoRA {path} does not exist; give the path of a .safetensors file, or of a peft folder.")
+    if path.suffix != ".safetensors":
+        raise LoraError(f"LoRA {path} is no .safetensors file; convert it, other formats can run code.")
+    return path
+
+
+def stamp(file: Path) -> tuple[object, ...]:
+    """What changes when a file or the config beside it does: path, size and time of each, and whose the config is."""
+    beside = file.with_name(CONFIG_FILE)
+    stamps = [
+        (os.fspath(one.absolute()), status.st_size, status.st_mtime_ns)
+        for one in (file, beside)
+        if one.is_file() and (status := one.stat())
+    ]
+    return (*stamps, len(stamps) == 2 and _owns_config(file))
+
+
+def read_lora(file: Path) -> RawLora:
+    """Read the file that `find_weights` found. Tensors are mapped from the disk, not copied.
+
+    Raises:
+        LoraError: a file or config that is damaged, hostile, or holds what no LoRA does.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    label = label_of(file)
+    try:
+        header, metadata = read_file_header(file, f"LoRA {label}", MAX_HEADER)
+        _check(label, {name: entry.dtype for name, entry in header.items()})
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in header}
+    except (SafetensorError, OSError) as error:
+        raise LoraError(f"LoRA {label} cannot be read ({error}); download it again.") from error
+    except LoraError:
+        raise
+    except ValueError as error:
+        raise LoraError(f"{str(error).removesuffix('.')}; download it again.") from error
+    config, note = _config(file, label)
+    return RawLora(label, tensors, metadata, config or config_of_metadata(label, metadata), note)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite.
+
+    By the bits: as integers, those come last of each sign. One thread and no copy, since half a gigabyte is looked
+    through before every first run.
+    """
+    if tensor.numel() == 0 or tensor.dtype not in FIRST_BAD:
+        return True
+    signed, unsigned, first_bad = FIRST_BAD[tensor.dtype]
+    bits = tensor.contiguous().view(signed).numpy()
+    sign = 1 << (8 * bits.itemsize - 1)
+    return bool(bits.max() < first_bad and bits.view(unsigned).max() < first_bad + sign)
+
+
+def _check(label: str, dtypes: dict[str, str]) -> None:
+    if not dtypes:
+        raise LoraError(f"LoRA {label} holds no tensors; download it again.")
+    for name, dtype in dtypes.items():
+        if dtype not in DTYPES:
+            raise LoraError(f"LoRA {label} holds {name[:200]} as {dtype}; allowed are {', '.join(DTYPES)}.")
+
+
+def _config(file: Path, label: str) -> tuple[AdapterConfig | None, str]:
+    """The adapter_config.json beside a file, where it is the file's own."""
+    beside = file.with_name(CONFIG_FILE)
+    if not beside.is_file():
+        return None, ""
+    if not _owns_config(file):
+        return None, (
+            f"{CONFIG_FILE} beside it was not used, since it may belong to another file there; "
+            "give the two a folder of their own"
+        )
+    return read_config(beside, label), ""
+
+
+def _owns_config(file: Path) -> bool:
+    """Whether an adapter_config.json beside a file can belong to no other."""
+    return file.name in ADAPTER_FILES or sum(1 for _ in file.parent.glob("*.safetensors")) == 1

@@ -1,0 +1,250 @@
+"""LoRA updates on a ComfyUI MODEL: as patches of its weights (merge), or added to its layers' outputs (bypass)."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import comfy.utils
+import torch
+from comfy.patcher_extension import PatcherInjection
+from comfy.quant_ops import QuantizedTensor
+from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter, WeightAdapterBase
+from torch import Tensor
+
+from ..lora import LoHa, LoKr, LowRank, Update
+from ..lora.updates import FORMS
+from ..weights.architecture import TINY, Architecture, recognize
+
+APPLY = ("auto", "merge", "bypass")
+PREFIX = "diffusion_model."
+FP8 = tuple(getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name))
+
+
+class Strong(NamedTuple):
+    """An update with the strength of its LoRA."""
+
+    update: Update
+    strength: float
+
+
+class DoraPatch(WeightAdapterBase):
+    """The DoRAs of one weight: each changes it as if it stood alone on the base weight, and the changes add up.
+
+    ``weights``: (form's name, its fields, magnitude, rows, strength) of each, plain tuples that ComfyUI can move.
+    """
+
+    name = "klein_dora"
+
+    def __init__(self, loaded_keys: set[str], weights: tuple[Any, ...]) -> None:
+        self.loaded_keys = loaded_keys
+        self.weights = weights
+
+    @classmethod
+    def of(cls, weight: str, strong: Sequence[Strong]) -> DoraPatch:
+        entries = ((update.form.name, tuple(update.form), update.magnitude, update.rows, own) for update, own in strong)
+        return cls({weight}, tuple(entries))
+
+    def calculate_weight(
+        self,
+        weight: Tensor,
+        key: str,
+        strength: float,
+        strength_model: float,
+        offset: Any,
+        function: Any,
+        intermediate_dtype: torch.dtype = torch.float32,
+        original_weight: Any = None,
+    ) -> Tensor:
+        base = weight.float()
+        total = torch.zeros_like(base)
+        for form, fields, magnitude, rows, own in self.weights:
+            update = Update(key, rows, FORMS[form](*fields), magnitude).to(weight.device)
+            update.within(total).add_(update.change(own, base))
+        weight += function((strength * total).to(weight.dtype))
+        return weight
+
+
+class Bypass:
+    """Adds ``strength · update(x)`` of every update to a layer's output; weights are not touched.
+
+    Forward hooks, unlike ComfyUI's own replaced ``forward``, nest and come off in any order.
+    """
+
+    def __init__(self, updates: dict[str, list[Strong]]) -> None:
+        self.updates = updates
+        self._hooks: WeakKeyDictionary[torch.nn.Module, list[Any]] = WeakKeyDictionary()
+
+    def inject(self, patcher: Any) -> None:
+        if self._hooks.get(patcher.model):
+            return
+        self._hooks[patcher.model] = [
+            comfy.utils.get_attr(patcher.model, key.removesuffix(".weight")).register_forward_hook(_adding(strong))
+            for key, strong in self.updates.items()
+        ]
+
+    def eject(self, patcher: Any) -> None:
+        for hook in self._hooks.pop(patcher.model, []):
+            hook.remove()
+
+
+def architecture_of(model: Any) -> Architecture:
+    """The architecture of a MODEL.
+
+    Raises:
+        ValueError: it is no FLUX.2.
+    """
+    shapes = _shapes(model)
+    image, text = shapes.get("img_in.weight"), shapes.get("txt_in.weight")
+    if not image or not text or "double_stream_modulation_img.lin.weight" not in shapes:
+        raise ValueError("the model is no FLUX.2, so no klein LoRA fits it; connect FLUX.2 [klein] 9B.")
+    hidden, context = image[0], text[1]
+    known = TINY if (hidden, context) == (TINY.hidden, TINY.context) else recognize(hidden, context)
+    name = known.name if known else f"a FLUX.2 transformer of hidden width {hidden}"
+    blocks = [
+        1 + max(int(key.split(".")[1]) for key in shapes if key.startswith(f"{kind}_blocks."))
+        for kind in ("double", "single")
+    ]
+    return Architecture(name, hidden, *blocks, context // 3, "")
+
+
+def apply_updates(
+    model: Any, stack: Sequence[tuple[Sequence[Update], float]], apply: str
+) -> tuple[Any, list[Counter[str]]]:
+    """A clone of a MODEL with LoRAs on it, beside what it already carries.
+
+    Args:
+        stack: the updates and the strength of each LoRA.
+        apply: merge; bypass; or auto, which bypasses where merging would requantise, a DoRA excepted.
+
+    Returns:
+        the clone, and for each LoRA how many of its updates were ``merged`` and ``bypassed``.
+
+    Raises:
+        ValueError: bypass of a DoRA, which needs the base weight.
+    """
+    clone = model.clone()
+    names = set(_shapes(clone))
+    bypassed: dict[str, list[Strong]] = defaultdict(list)
+    doras: dict[str, list[Strong]] = defaultdict(list)
+    how = []
+    for updates, strength in stack:
+        patches: dict[Any, Any] = {}
+        counts: Counter[str] = Counter()
+        for update in updates if strength != 0 else ():
+            key = PREFIX + _own_name(update.weight, names)
+            if update.magnitude is not None:
+                if apply == "bypass":
+                    raise ValueError(
+                        f"apply is bypass, but a LoRA has a DoRA of {update.weight}, which must see that weight; "
+                        "choose auto or merge."
+                    )
+                doras[key].append(Strong(update, strength))
+            elif len(update.form.shape) == 2 and (apply == "bypass" or (apply == "auto" and is_quantised(clone, key))):
+                bypassed[key].append(Strong(update, strength))
+                counts["bypassed"] += 1
+                continue
+            else:
+                patches[key if update.rows is None else (key, (0, *update.rows))] = _patch(update)
+            counts["merged"] += 1
+        clone.add_patches(patches, strength)
+        how.append(counts)
+    _add_doras(clone, doras)
+    if bypassed:
+        bypass = Bypass(bypassed)
+        # A name of its own: ComfyUI compares the names to tell whether two clones have the same weights.
+        clone.set_injections(f"klein_lora_{uuid.uuid4()}", [PatcherInjection(bypass.inject, bypass.eject)])
+    return clone, how
+
+
+def is_quantised(model: Any, key: str) -> bool:
+    """Whether merging into this weight would round it to its quantised form again."""
+    weight = comfy.utils.get_attr(model.model, key)
+    return isinstance(weight, QuantizedTensor) or weight.dtype in FP8
+
+
+def _adding(strong: Sequence[Strong]) -> Any:
+    """A forward hook; the factors are moved to the activations' device and dtype at its first call."""
+    moved: dict[tuple[torch.device, torch.dtype], list[Strong]] = {}
+
+    def add(module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = args[0]
+        where = (x.device, x.dtype)
+        if where not in moved:
+            moved.clear()
+            moved[where] = [one._replace(update=one.update.to(*where)) for one in strong]
+        output = output.clone()
+        for update, strength in moved[where]:
+            start, length = update.rows or (0, output.shape[-1])
+            output.narrow(-1, start, length).add_(update.form.apply(x), alpha=strength)
+        return output
+
+    return add
+
+
+def _patch(update: Update) -> Any:
+    """ComfyUI's own patch for a form; its adapters scale by alpha / rank."""
+    form = update.form
+    if isinstance(form, LowRank):
+        return LoRAAdapter(set(), (form.up, form.down, form.scale * form.rank, None, None, None))
+    if isinstance(form, LoHa):
+        alpha = form.scale * form.rank
+        return LoHaAdapter(set(), (form.w1_a, form.w1_b, alpha, form.w2_a, form.w2_b, None, None, None))
+    if isinstance(form, LoKr):
+        return _lokr(form)
+    return ("diff", (form.diff,))
+
+
+def _lokr(form: LoKr) -> LoKrAdapter:
+    if form.rank is None and form.scale != 1:  # whole factors, which the adapter never scales
+        form = LoKr((form.scale * form.w1[0].float(),), form.w2, 1.0)
+    w1, w2 = (((factor[0], None, None) if len(factor) == 1 else (None, *factor)) for factor in (form.w1, form.w2))
+    alpha = form.scale * form.rank if form.rank else None
+    return LoKrAdapter(set(), (w1[0], w2[0], alpha, w1[1], w1[2], w2[1], w2[2], None, None))
+
+
+def _add_doras(model: Any, doras: Mapping[str, Sequence[Strong]]) -> None:
+    """Before every patch that only adds, so that they see the base weight; together with the DoRAs that are there."""
+    added = {}
+    for key, strong in doras.items():
+        patches = model.patches.get(key, [])
+        mine = DoraPatch.of(key, strong)
+        there = next((i for i, patch in enumerate(patches) if isinstance(patch[1], DoraPatch)), None)
+        if there is not None:
+            mine.weights = patches.pop(there)[1].weights + mine.weights
+        added[key] = mine
+    model.add_patches(added)
+    for key in added:
+        patches = model.patches[key]
+        place = 1 + max((i for i, patch in enumerate(patches[:-1]) if not _only_adds(patch)), default=-1)
+        patches.insert(place, patches.pop())
+
+
+def _only_adds(patch: tuple[Any, ...]) -> bool:
+    """Whether a patch adds the same to a weight whatever the weight is."""
+    _, change, strength_model, _, _ = patch
+    if strength_model != 1:
+        return False
+    if isinstance(change, WeightAdapterBase):
+        return isinstance(change, (LoRAAdapter, LoKrAdapter, LoHaAdapter)) and not _has_dora(change)
+    return len(change) == 1 or change[0] == "diff"
+
+
+def _has_dora(adapter: WeightAdapterBase) -> bool:
+    position = {LoRAAdapter: 4, LoKrAdapter: 8, LoHaAdapter: 7}[type(adapter)]
+    return adapter.weights[position] is not None
+
+
+def _own_name(weight: str, names: Container[str]) -> str:
+    """ComfyUI's name of a weight; its norms say weight where BFL says scale."""
+    return weight if weight in names else re.sub(r"scale$", "weight", weight)
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """BFL's name -> shape of every weight."""
+    named = ((name, weight) for name, weight in model.model.named_parameters() if name.startswith(PREFIX))
+    return {name.removeprefix(PREFIX): tuple(weight.shape) for name, weight in named}

@@ -1,0 +1,209 @@
+"""Klein LoRA Stack: up to three LoRAs of any format on a MODEL, exactly, with a report of each."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+from comfy_execution.graph import ExecutionBlocker
+
+from ..lora import MAX_LORAS, Report, load_lora
+from ..lora.read import stamp
+from .cns_inputs import CATEGORY
+from .lora_patches import APPLY, apply_updates, architecture_of
+from .messages import show
+
+FOLDER = "loras"
+NONE = "none"
+SLOTS = range(1, MAX_LORAS + 1)
+APPLIED = "klein_loras"  # attachment of a MODEL: (name, strength) of the LoRAs that this node put on it
+NO_MODEL = "the model output is used, but no model is connected; connect one to Klein LoRA Stack."
+Entry = tuple[str, float, float]  # (name, strength_model, strength_clip), as other packs have it
+
+LoraStack = io.Custom("LORA_STACK")
+
+
+class KleinLoraStack(io.ComfyNode):
+    """MODEL and LoRAs in; MODEL with them, and LORA_STACK out."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KleinLoraStack",
+            display_name="Klein LoRA Stack",
+            category=CATEGORY,
+            description=f"Applies up to {MAX_LORAS} LoRAs of any format, and says how much of each applies.",
+            search_aliases=["lora", "load lora", "lora stack", "lokr", "dora", "klein lora"],
+            inputs=[
+                io.Model.Input(
+                    "model", optional=True,
+                    tooltip="The model to change. Without one the stack is only passed on, for another stack or a "
+                    "remote run.",
+                ),
+                *(part for slot in SLOTS for part in _slot(slot)),
+                LoraStack.Input(
+                    "lora_stack", optional=True,
+                    tooltip=f"LoRAs of another stack, put before these. {MAX_LORAS} are allowed in all.",
+                ),
+                io.Combo.Input(
+                    "apply", options=list(APPLY), default=APPLY[0], advanced=True,
+                    tooltip="merge adds the LoRAs to the weights, bypass to the layers' outputs. auto bypasses where "
+                    "merging would round quantised weights (fp8, NVFP4) again, and merges elsewhere and for DoRA.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model with the LoRAs."),
+                LoraStack.Output(display_name="lora_stack", tooltip="All LoRAs, for another stack or a remote run."),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora_1: str, lora_2: str, lora_3: str) -> bool:
+        return True  # a missing file fails when the node runs, with the remedy
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> Any:
+        """The files' own times and sizes: a LoRA that was trained on is another one under the same name."""
+        paths = [folder_paths.get_full_path(FOLDER, str(inputs.get(f"lora_{slot}") or NONE)) for slot in SLOTS]
+        return [stamp(Path(path)) for path in paths if path]
+
+    @classmethod
+    def execute(
+        cls, apply: str, model: Any = None, lora_stack: Sequence[Any] | None = None, **slots: Any
+    ) -> io.NodeOutput:
+        stack = [*given_stack(lora_stack), *own_stack(slots)]
+        check_count(stack, model)
+        paths = [find(name) for name, *_ in stack]
+        if model is None:
+            text = "\n".join(f"{name} at {strength:g}: passed on, no model is connected" for name, strength, _ in stack)
+            reports: list[Report] = []
+            if is_used(cls.hidden.prompt, cls.hidden.unique_id):
+                raise ValueError(NO_MODEL)
+            model = ExecutionBlocker(NO_MODEL)
+        else:
+            model, reports = with_loras(model, stack, paths, apply)
+            text = "\n".join(map(str, reports))
+        show(cls.hidden.unique_id, text)
+        return io.NodeOutput(
+            model, stack, ui={"text": [text], "klein_loras": [report.to_dict() for report in reports]}
+        )
+
+
+def is_used(prompt: Any, unique_id: str) -> bool:
+    """Whether a node of the graph takes this one's MODEL."""
+    nodes = prompt.values() if isinstance(prompt, dict) else ()
+    return any([str(unique_id), 0] == link for node in nodes for link in node.get("inputs", {}).values())
+
+
+def given_stack(stack: Any) -> list[Entry]:
+    """The entries of a connected LORA_STACK, of this node or another pack's.
+
+    Raises:
+        ValueError: no list of (name, strength_model, strength_clip), or a strength that is no finite number.
+    """
+    if stack is None:
+        return []
+    if not isinstance(stack, (list, tuple)):
+        raise ValueError(f"lora_stack is a {type(stack).__name__}; it must be a list of LoRAs with two strengths each.")
+    entries = []
+    for entry in stack:
+        if not isinstance(entry, (list, tuple)) or len(entry) != 3 or not isinstance(entry[0], str):
+            raise ValueError(f"lora_stack holds {str(entry)[:100]}; allowed are (name, strength_model, strength_clip).")
+        name, *strengths = entry
+        entries.append((name, *(_finite(f"the strength of {name} in lora_stack", value) for value in strengths)))
+    return entries
+
+
+def own_stack(slots: dict[str, Any]) -> list[Entry]:
+    """The entries of the node's own combos; both strengths are the slot's."""
+    chosen = [(slot, slots[f"lora_{slot}"]) for slot in SLOTS if slots[f"lora_{slot}"] not in (None, "", NONE)]
+    strengths = {slot: _finite(f"strength_{slot}", slots[f"strength_{slot}"]) for slot in SLOTS}
+    return [(name, strengths[slot], strengths[slot]) for slot, name in chosen]
+
+
+def check_count(stack: Sequence[Entry], model: Any) -> None:
+    """Refuse more than three in all, and the same LoRAs by two ways.
+
+    Raises:
+        ValueError
+    """
+    applied = _applied(model)
+    twice = [name for name, *_ in stack if name in {name for name, _ in applied}]
+    if twice:
+        raise ValueError(
+            f"{twice[0]} is on the model already; from another Klein LoRA Stack connect either its model or its "
+            "lora_stack, not both."
+        )
+    count = len(applied) + len(stack)
+    if count > MAX_LORAS:
+        names = ", ".join([*(name for name, _ in applied), *(name for name, *_ in stack)])
+        raise ValueError(
+            f"{count} LoRAs are stacked ({names}); at most {MAX_LORAS} are allowed, chained stacks included. "
+            "Set some to none."
+        )
+
+
+def find(name: str) -> str:
+    """The path of a LoRA in ComfyUI's folder.
+
+    Raises:
+        ValueError: it does not exist (any more), or its name would leave the folder.
+    """
+    parts = PureWindowsPath(name)  # which takes both kinds of slashes apart
+    if parts.anchor or ".." in parts.parts or "\0" in name:
+        raise ValueError(f"LoRA {name!r} lies outside models/{FOLDER}/; move it there and choose it by its name.")
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        raise ValueError(f"LoRA {name!r} does not exist; put it into models/{FOLDER}/, or choose another.")
+    return path
+
+
+def with_loras(
+    model: Any, stack: Sequence[Entry], paths: Sequence[str], apply: str
+) -> tuple[Any, list[Report]]:
+    """The model with the LoRAs on it, and a report of each."""
+    if not stack:
+        return model, []
+    target = architecture_of(model)
+    loras = [load_lora(path, target) for path in paths]
+    strengths = [strength for _, strength, _ in stack]
+    model, how = apply_updates(model, [(lora.updates, s) for lora, s in zip(loras, strengths, strict=True)], apply)
+    model.set_attachments(APPLIED, (*_applied(model), *((name, strength) for name, strength, _ in stack)))
+    return model, [
+        replace(lora.report, file=name, strength=strength, how=_how(counts))
+        for lora, (name, strength, _), counts in zip(loras, stack, how, strict=True)
+    ]
+
+
+def _slot(slot: int) -> tuple[io.Input, io.Input]:
+    return (
+        io.Combo.Input(
+            f"lora_{slot}", options=[NONE, *folder_paths.get_filename_list(FOLDER)], default=NONE,
+            tooltip=f"A LoRA of models/{FOLDER}/, in any format.",
+        ),
+        io.Float.Input(
+            f"strength_{slot}", default=1.0, min=-100.0, max=100.0, step=0.05,
+            tooltip="How strongly it changes the model; 0 leaves it out, below 0 turns it around.",
+        ),
+    )
+
+
+def _applied(model: Any) -> tuple[tuple[str, float], ...]:
+    return (model.get_attachment(APPLIED) or ()) if model is not None else ()
+
+
+def _finite(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}; it must be a finite number.")
+    return float(value)
+
+
+def _how(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {word}" for word, count in counts.items()) or "not used at strength 0"

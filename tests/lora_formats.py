@@ -1,0 +1,212 @@
+"""LoRA files in every format that is out there, each with the change of every weight that it means.
+
+The changes are worked out here, by plain products and `diffusers_to_bfl`, and not by the code under test.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from klein_cns.klein.convert import diffusers_to_bfl
+from torch import Tensor
+
+RANK = 3
+
+
+class Format(NamedTuple):
+    """A way to write a LoRA. ``key``: of a module's name and a parameter. ``kind``: which factors."""
+
+    layout: str
+    key: Callable[[str, str], str]
+    kind: str = "lora"
+    alpha: bool = False
+    names: tuple[str, str] = ("lora_A.weight", "lora_B.weight")
+    config: Mapping[str, Any] = {}
+    modules: tuple[str, ...] = ()  # parts of the names of those that are changed; all where empty
+
+
+class Sample(NamedTuple):
+    """``delta``: BFL's name -> the change of the base weight, for every linear."""
+
+    tensors: dict[str, Tensor]
+    delta: dict[str, Tensor]
+    modules: int
+    config: Mapping[str, Any]
+
+
+def dotted(prefix: str) -> Callable[[str, str], str]:
+    return lambda module, parameter: f"{prefix}{module}.{parameter}"
+
+
+def joined(prefix: str) -> Callable[[str, str], str]:
+    return lambda module, parameter: f"{prefix}{module.replace('.', '_')}.{parameter}"
+
+
+KOHYA = ("lora_down.weight", "lora_up.weight")
+DOTS = ("lora.down.weight", "lora.up.weight")
+NAMED = ("lora_A.default.weight", "lora_B.default.weight")
+CONFIG = {"peft_type": "LORA", "r": RANK, "lora_alpha": 5}
+PATTERNS = {
+    "alpha_pattern": {"to_q": 2, r"transformer_blocks\.1\.attn\.to_out\.0": 7.5, "proj_out": 1, ".*linear_in": 9},
+    "rank_pattern": {"to_q": RANK},
+}
+
+# The rows of the table of formats in the wild, in its order, then what else a trainer may write.
+FORMATS = {
+    "transformer.<diffusers>": Format("diffusers", dotted("transformer.")),
+    "<diffusers>": Format("diffusers", dotted("")),
+    "<diffusers> lora_A.default": Format("diffusers", dotted("transformer."), names=NAMED),
+    "transformer.<diffusers> + alpha": Format("diffusers", dotted("transformer."), alpha=True),
+    "diffusion_model.<BFL>": Format("bfl", dotted("diffusion_model.")),
+    "diffusion_model.<BFL> + alpha": Format("bfl", dotted("diffusion_model."), alpha=True),
+    "diffusion_model.<BFL> lora_down/up": Format("bfl", dotted("diffusion_model."), alpha=True, names=KOHYA),
+    "diffusion_model.<diffusers>": Format("diffusers", dotted("diffusion_model.")),
+    "<BFL>": Format("bfl", dotted("")),
+    "transformer.<BFL>": Format("bfl", dotted("transformer.")),
+    "base_model.model.<BFL>": Format("bfl", dotted("base_model.model.")),
+    "base_model.model.<diffusers>": Format("diffusers", dotted("base_model.model.")),
+    "transformer.base_model.model.<diffusers>": Format("diffusers", dotted("transformer.base_model.model.")),
+    "lora_unet_<BFL>": Format("bfl", joined("lora_unet_"), alpha=True, names=KOHYA),
+    "lora_unet_<diffusers>": Format("diffusers", joined("lora_unet_"), alpha=True, names=KOHYA),
+    "lora_transformer_<diffusers>": Format("diffusers", joined("lora_transformer_"), alpha=True, names=KOHYA),
+    "lycoris_<diffusers> LoKr": Format("diffusers", joined("lycoris_"), "lokr", alpha=True),
+    "lycoris_<BFL> LoKr": Format("bfl", joined("lycoris_"), "lokr", alpha=True),
+    "lora_unet_<BFL> LoKr": Format("bfl", joined("lora_unet_"), "lokr", alpha=True),
+    "diffusion_model.<BFL> LoKr": Format("bfl", dotted("diffusion_model."), "lokr", alpha=True),
+    "lora_unet_<BFL> LoHa": Format("bfl", joined("lora_unet_"), "loha", alpha=True),
+    "model.diffusion_model.<BFL>": Format("bfl", dotted("model.diffusion_model.")),
+    "unet.<BFL>": Format("bfl", dotted("unet.")),
+    "transformer.<diffusers> lora.down/up": Format("diffusers", dotted("transformer."), names=DOTS),
+    "nested prefixes": Format("diffusers", dotted("module.transformer._orig_mod.base_model.model.")),
+    "lycoris_<diffusers> LoHa": Format("diffusers", joined("lycoris_"), "loha", alpha=True),
+    "diffusion_model.<BFL> diff": Format("bfl", dotted("diffusion_model."), "diff"),
+    "transformer.<diffusers> diff": Format("diffusers", dotted("transformer."), "diff"),
+    "peft, alpha": Format("diffusers", dotted("base_model.model."), config=CONFIG),
+    "peft, rsLoRA": Format("diffusers", dotted("base_model.model."), config={**CONFIG, "use_rslora": True}),
+    "peft, patterns": Format("diffusers", dotted("base_model.model."), config={**CONFIG, **PATTERNS}),
+    "peft, LoKr": Format(
+        "diffusers", dotted("base_model.model."), "lokr", config={"peft_type": "LOKR", "r": RANK, "alpha": 5}
+    ),
+    "peft, DoRA": Format("diffusers", dotted("base_model.model."), "dora", config={**CONFIG, "use_dora": True}),
+    "lora_unet_<BFL> DoRA": Format("bfl", joined("lora_unet_"), "dora", alpha=True, names=KOHYA),
+    "to_q and to_v alone": Format("diffusers", dotted("transformer."), modules=("to_q", "to_v")),
+    "global modules alone": Format(
+        "diffusers", dotted("transformer."), alpha=True, modules=("modulation", "time_guidance_embed", "norm_out"),
+    ),
+}  # fmt: skip
+
+
+def linears(state: Mapping[str, Tensor]) -> list[str]:
+    """The names of the linear modules of a state dict."""
+    return [name.removesuffix(".weight") for name, tensor in state.items() if tensor.ndim == 2]
+
+
+def write(
+    form: Format, diffusers: Mapping[str, Tensor], seed: int, strength: float = 1.0, size: float = 0.02
+) -> Sample:
+    """A LoRA of a ``Flux2Transformer2DModel`` with these weights, and what it does at a strength.
+
+    Args:
+        size: of the change at strength 1, against weights of deviation columns^-1/2.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    base = dict(diffusers) if form.layout == "diffusers" else diffusers_to_bfl(diffusers)
+    tensors: dict[str, Tensor] = {}
+    delta = {name: torch.zeros_like(tensor) for name, tensor in base.items()}
+    chosen = [name for name in linears(base) if not form.modules or any(part in name for part in form.modules)]
+    for i, module in enumerate(chosen):
+        weight = base[f"{module}.weight"]
+        factors, change, rank = _factors(form, i, weight.shape, generator)
+        scale = size * weight.shape[1] ** -0.5 / float(change.std())
+        factors[next(iter(factors))] *= scale
+        change = change * scale
+        alpha = _alpha(form, module)
+        if form.alpha:
+            tensors[form.key(module, "alpha")] = torch.tensor(alpha)
+        if alpha is not None and rank is not None:
+            change = change * alpha / (math.sqrt(rank) if form.config.get("use_rslora") else rank)
+        change = strength * change
+        if form.kind == "dora":
+            magnitude = weight.norm(dim=1) * (1 + 0.1 * torch.randn(weight.shape[0], generator=generator))
+            peft = form.names[0].startswith("lora_A")
+            name = "lora_magnitude_vector" if peft else "dora_scale"
+            tensors[form.key(module, name)] = magnitude if peft else magnitude[:, None].clone()
+            change = dora(weight, change, magnitude)
+        tensors |= {form.key(module, name): factor.contiguous() for name, factor in factors.items()}
+        delta[f"{module}.weight"] = change
+    changed = diffusers_to_bfl(delta) if form.layout == "diffusers" else delta
+    return Sample(tensors, {n: d for n, d in changed.items() if d.ndim == 2}, len(chosen), form.config)
+
+
+def dora(weight: Tensor, change: Tensor, magnitude: Tensor) -> Tensor:
+    """What a DoRA adds to a weight, in float64."""
+    direction = weight.double() + change.double()
+    return (magnitude[:, None] * direction / direction.norm(dim=1, keepdim=True) - weight).float()
+
+
+def save(sample: Sample, path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the file, and an adapter_config.json beside it where the sample has one."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(sample.tensors, path, metadata=dict(metadata) if metadata else None)
+    if sample.config:
+        (path.parent / "adapter_config.json").write_text(json.dumps(dict(sample.config)))
+
+
+def _alpha(form: Format, module: str) -> float | None:
+    """The alpha of a module; for the patterns of `PATTERNS`, by hand."""
+    if form.alpha:
+        return 2.0 + len(module) % 3
+    config = form.config
+    if "alpha_pattern" in config:
+        if module.endswith("to_q") and not module.endswith("add_to_q"):
+            return 2
+        if module == "transformer_blocks.1.attn.to_out.0":
+            return 7.5
+        if module == "proj_out":
+            return 1
+        return 9 if module.endswith("linear_in") else config["lora_alpha"]
+    return config.get("lora_alpha", config.get("alpha"))
+
+
+Factors = tuple[dict[str, Tensor], Tensor, Any]
+
+
+def _factors(form: Format, i: int, shape: torch.Size, generator: torch.Generator) -> Factors:
+    """Random factors of one module, their product, and the rank that alpha is divided by (None: it is not used)."""
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator)
+
+    out, into = shape
+    if form.kind == "diff":
+        diff = draw(out, into)
+        return {"diff": diff}, diff.clone(), None
+    if form.kind == "loha":
+        a1, b1, a2, b2 = draw(out, RANK), draw(RANK, into), draw(out, RANK), draw(RANK, into)
+        named = {"hada_w1_a": a1, "hada_w1_b": b1, "hada_w2_a": a2, "hada_w2_b": b2}
+        return named, (a1 @ b1) * (a2 @ b2), RANK
+    if form.kind == "lokr":
+        return _lokr(form, i, out, into, draw)
+    a, b = draw(RANK, into), draw(out, RANK)
+    return dict(zip(form.names, (a, b), strict=True)), b @ a, RANK
+
+
+def _lokr(form: Format, i: int, out: int, into: int, draw: Callable[..., Tensor]) -> Factors:
+    """Whole and decomposed factors in turn. Of whole ones LyCORIS uses no alpha, peft does."""
+    rows, columns = (4, 8)[i % 2], (2, 4)[i % 2]
+    w1, w2 = draw(rows, columns), draw(out // rows, into // columns)
+    if i % 3 == 0:
+        always = RANK if form.config.get("peft_type") == "LOKR" else None
+        return {"lokr_w1": w1, "lokr_w2": w2}, torch.kron(w1, w2), always
+    a, b = draw(out // rows, RANK), draw(RANK, into // columns)
+    if i % 3 == 1:
+        return {"lokr_w1": w1, "lokr_w2_a": a, "lokr_w2_b": b}, torch.kron(w1, a @ b), RANK
+    c, d = draw(rows, RANK), draw(RANK, columns)
+    named = {"lokr_w1_a": c, "lokr_w1_b": d, "lokr_w2_a": a, "lokr_w2_b": b}
+    return named, torch.kron(c @ d, a @ b), RANK

@@ -1,0 +1,68 @@
+"""The FLUX.2 transformers there are, and the shape of each of their weights."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .layout import rows
+
+HEAD_WIDTH = 128
+PACKED_CHANNELS = 128
+TIME_WIDTH = 256  # of the sinusoidal embedding
+# (rows, columns) of the weights whose names hold the part: in hidden widths, or by name.
+SIZES: dict[str, tuple[int | str, int | str]] = {
+    "img_in.": (1, "latent"),
+    "txt_in.": (1, "context"),
+    "time_in.in_layer.": (1, "time"),
+    "time_in.out_layer.": (1, 1),
+    "double_stream_modulation_": (6, 1),
+    "single_stream_modulation.": (3, 1),
+    "final_layer.adaLN_modulation.": (2, 1),
+    "final_layer.linear.": ("latent", 1),
+    "_attn.qkv.": (3, 1),
+    "_attn.proj.": (1, 1),
+    "_mlp.0.": (6, 1),
+    "_mlp.2.": (1, 3),
+    ".linear1.": (9, 1),
+    ".linear2.": (1, 4),
+}
+
+
+class Architecture(NamedTuple):
+    """Shapes of a FLUX.2 transformer and of the text encoder it was trained with."""
+
+    name: str
+    hidden: int
+    double_blocks: int
+    single_blocks: int
+    text_width: int
+    text_encoder: str
+
+    @property
+    def context(self) -> int:
+        """Width of the prompt embeddings: three hidden states side by side."""
+        return 3 * self.text_width
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight under BFL's name, without a guidance embedding."""
+        return {row.bfl: self._shape(row.bfl) for row in rows(self.double_blocks, self.single_blocks)}
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        if name.endswith(".scale"):
+            return (HEAD_WIDTH,)
+        out, into = next(sizes for part, sizes in SIZES.items() if part in name)
+        widths = {"latent": PACKED_CHANNELS, "time": TIME_WIDTH, "context": self.context}
+        return tuple(widths[size] if isinstance(size, str) else size * self.hidden for size in (out, into))
+
+
+KLEIN_9B = Architecture("FLUX.2 [klein] 9B", 4096, 8, 24, 4096, "Qwen3-8B")
+KLEIN_4B = Architecture("FLUX.2 [klein] 4B", 3072, 5, 20, 2560, "Qwen3-4B")
+DEV = Architecture("FLUX.2 [dev]", 6144, 8, 48, 5120, "Mistral-Small-3.2-24B")
+ARCHITECTURES = (KLEIN_9B, KLEIN_4B, DEV)
+TINY = Architecture("random test weights of a tiny klein", 128, 2, 3, 32, "random test weights of a tiny Qwen3")
+FLUX_1_WIDTHS = (3072, 4096)  # hidden, context
+
+
+def recognize(hidden: int, context: int) -> Architecture | None:
+    """The FLUX.2 model with these widths; None where no known one has them."""
+    return next((known for known in ARCHITECTURES if (known.hidden, known.context) == (hidden, context)), None)

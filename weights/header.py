@@ -1,0 +1,110 @@
+"""The header of a safetensors file, read and checked before any tensor is."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library too
+MAX_NAME = 200  # characters of a name in an error
+MAX_AXES, MAX_LENGTH = 8, 2**48  # of a shape; beyond, it is no tensor but an attack on what computes its size
+FOREIGN_STARTS = {
+    b"GGUF": "a GGUF file",
+    b"PK\x03\x04": "a PyTorch or zip archive",
+    b"\x80": "a Python pickle",
+    b"<": "a web page, saved in place of the file",
+    b"version ": "a Git LFS pointer in place of the file",
+}
+BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
+
+
+class Tensor(NamedTuple):
+    """A tensor as a header describes it: the dtype as safetensors writes it (``BF16``), and the stored shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_file_header(
+    path: Path, label: str, max_header: int = MAX_HEADER
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of one safetensors file; nothing but its header is read.
+
+    Args:
+        label: what errors call the file.
+        max_header: bytes; a larger header is refused unread.
+
+    Raises:
+        ValueError: a file that is missing, empty, truncated, damaged or no safetensors, naming it and the fault.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            text = file.read(length) if length <= min(max_header, size - 8) else b""
+    except OSError as error:
+        raise ValueError(f"{label} cannot be read ({error.strerror}).") from error
+    if not size:
+        raise ValueError(f"{label} is empty.")
+    if max_header < length <= min(MAX_HEADER, size - 8):
+        raise ValueError(f"{label} has a header of {length} bytes; at most {max_header} are read.")
+    if size < 8 or length > MAX_HEADER:
+        what = next((words for sign, words in FOREIGN_STARTS.items() if start.startswith(sign)), None)
+        raise ValueError(f"{label} is {what or 'no safetensors file'}.")
+    if len(text) < length:
+        raise ValueError(f"{label} is truncated: its header takes {8 + length} bytes, the file has {size}.")
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{label} is no safetensors file: its header is not JSON.") from error
+    if not isinstance(entries, dict):
+        raise ValueError(f"{label} is no safetensors file: its header is not a table of tensors.")
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f"{label} is damaged: its metadata is not a table of texts.")
+    for name, entry in entries.items():
+        if not _is_tensor(entry):
+            raise ValueError(f"{label} is damaged: the header's entry {name[:MAX_NAME]} describes no tensor.")
+    _check_offsets(label, entries, size - 8 - length)
+    return {name: Tensor(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}, metadata
+
+
+def _is_tensor(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        return False
+    if len(shape) > MAX_AXES or max(shape, default=0) > MAX_LENGTH:
+        return False
+    bits = BITS.get(entry["dtype"])
+    return bits is None or math.prod(shape) * bits == 8 * (offsets[1] - offsets[0])
+
+
+def _are_counts(numbers: Any) -> bool:
+    return isinstance(numbers, list) and all(type(number) is int and number >= 0 for number in numbers)
+
+
+def _check_offsets(label: str, entries: Mapping[str, Any], size: int) -> None:
+    """Tensors must fill the data of a file without a gap or an overlap, as the safetensors library demands."""
+    spans = sorted((*entry["data_offsets"], name) for name, entry in entries.items())
+    needed = max((end for _, end, _ in spans), default=0)
+    if needed > size:
+        raise ValueError(f"{label} is truncated: its tensors take {needed} bytes, the file has {size} of them.")
+    end = 0
+    for start, stop, name in spans:
+        if start != end:
+            fault = "overlaps another" if start < end else "leaves a gap before it"
+            raise ValueError(f"{label} is damaged: in its data {name[:MAX_NAME]} {fault}.")
+        end = stop
+    if end != size:
+        raise ValueError(f"{label} is damaged: {size - end} bytes follow its last tensor.")
