@@ -188,8 +188,8 @@ def _lora_files(stack: Any, allowed: bool) -> list[tuple[Path, float]]:
     entries = given_stack(stack)
     if entries and not allowed:
         raise ValueError(
-            f"lora_stack holds {', '.join(name for name, *_ in entries)}, which fal can only use if they are put on its "
-            "servers. Turn on upload_loras, or give their addresses in lora_urls."
+            f"lora_stack holds {', '.join(name for name, *_ in entries)}, which fal can only use if they are put on "
+            "its servers. Turn on upload_loras, or give their addresses in lora_urls."
         )
     return [(Path(find(name)), strength) for name, strength, _ in entries]
 

@@ -6,23 +6,21 @@ import importlib.util
 import json
 import stat
 import subprocess
-import threading
 import urllib.error
 from pathlib import Path
 
 import pytest
 import torch
+from comfy_graph import OFF, SINGLE, failure, give, graph, made, node
 from comfy_host import Failed, Server
 from fal_server import KEY, FalServer, answer, png, stall
-from klein_cns.sampler import CNSParams
-from safetensors.torch import load_file, save_file
+from klein_cns.klein.architecture import WANTED
 
 PACKAGES = (  # fal-client and what it needs, for a ComfyUI that has none of it
     "fal_client", "httpx", "httpcore", "h11", "anyio", "sniffio", "certifi", "idna", "aiofiles", "asyncstdlib",
     "httpx_sse", "msgpack", "websockets", "filelock", "typing_extensions.py",
 )
-MISSING = {"diffusion_model": "none.safetensors", "text_encoder": "none.safetensors", "vae": "none.safetensors"}
-TINY = {"diffusion_model": "tiny.safetensors", "text_encoder": "tiny.safetensors", "vae": "tiny.safetensors"}
+MISSING = {name: "none.safetensors" for name in SINGLE}
 PROBES = '''
 import sys
 sys.path.append({packages!r})
@@ -67,22 +65,18 @@ NODE_CLASS_MAPPINGS = {{probe.__name__: probe for probe in (ProbeMemory, ProbeTe
 '''
 
 
-def node(class_type, **inputs):
-    return {"class_type": class_type, "inputs": inputs}
-
-
 def fal_node(**changed):
     values = {
         "prompt": "make it blue", "negative_prompt": "", "guidance_scale": 5.0, "seed": 5, "num_inference_steps": 28,
         "image_size": "auto", "width": 1024, "height": 1024, "num_images": 1, "acceleration": "regular",
         "enable_safety_checker": True, "output_format": "png", "sync_mode": False, "image_urls": "", "lora_urls": "",
         "upload_loras": False, "max_cost_usd": 0.5, "recover_request_id": "", "resubmit_lost": False,
-        "on_flagged": "error", **CNSParams(enable_cns=False).to_request(),
+        "on_flagged": "error", **OFF.to_request(),
     }
     return node("KleinFalEdit", **{**values, **changed})
 
 
-def graph(name, **changed):
+def remote_graph(name, **changed):
     """A remote edit of one picture."""
     return {
         "load": node("ProbeLoad", name="falpicture"),
@@ -125,11 +119,8 @@ def host(comfyui, server, fal, tmp_path_factory):
         if (site / name).exists():
             (base / "packages" / name).symlink_to(site / name)
     (base / "custom_nodes" / "fal_probes.py").write_text(PROBES.format(packages=str(base / "packages")))
-    save_file({"tensor": torch.rand(1, 64, 96, 3)}, base / "input" / "falpicture.safetensors")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KLEIN_CNS_FAL_URL", fal.url)
-        patch.delenv("FAL_KEY", raising=False)
-        running = Server(*comfyui, base)
+    running = Server(*comfyui, base, {"KLEIN_CNS_FAL_URL": fal.url, "FAL_KEY": ""})
+    give(running, "falpicture", torch.rand(1, 64, 96, 3))
     yield running
     running.stop()
 
@@ -137,29 +128,19 @@ def host(comfyui, server, fal, tmp_path_factory):
 @pytest.fixture(scope="module")
 def keyed(host):
     """The host once the key is written, without a restart."""
-    before = failure(host, graph("nokey"))
+    before = failure(host, remote_graph("nokey"))
     file = host.base / "user" / "__klein_cns" / "fal_key"
     assert "there is no fal key" in before and f"write it into {file} (mode 600)" in before
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(KEY)
     file.chmod(0o644)
-    assert "other users can read" in failure(host, graph("nokey"))
+    assert "other users can read" in failure(host, remote_graph("nokey"))
     file.chmod(stat.S_IRUSR | stat.S_IWUSR)
     return host
 
 
-def failure(server, prompt):
-    with pytest.raises(Failed) as error:
-        server.run(prompt)
-    return str(error.value)
-
-
 def texts(entry, name="text"):
     return {key: value[0] for key, value in entry["outputs"][name].items()}
-
-
-def made(server, name):
-    return load_file(server.base / "output" / f"{name}.safetensors")["tensor"]
 
 
 def test_every_input_has_a_tooltip_and_the_endpoints_name(host):
@@ -176,7 +157,7 @@ def test_every_input_has_a_tooltip_and_the_endpoints_name(host):
 def test_a_remote_edit_brings_picture_seed_id_cost_and_response(keyed, fal):
     fal.picture = png((96, 80), (10, 200, 30))
     before = len(fal.requests)
-    entry = keyed.run(graph("edit", prompt="first"))
+    entry = keyed.run(remote_graph("edit", prompt="first"))
     assert len(fal.requests) == before + 1
     picture = made(keyed, "edit")
     assert tuple(picture.shape) == (1, 80, 96, 3)
@@ -189,9 +170,9 @@ def test_a_remote_edit_brings_picture_seed_id_cost_and_response(keyed, fal):
 
 
 def test_a_repeat_of_a_finished_run_is_not_submitted_again(keyed, fal):
-    keyed.run(graph("repeat", prompt="once"))
+    keyed.run(remote_graph("repeat", prompt="once"))
     before = len(fal.requests)
-    changed = graph("repeat", prompt="once", max_cost_usd=0.6)  # so ComfyUI runs the node again
+    changed = remote_graph("repeat", prompt="once", max_cost_usd=0.6)  # so ComfyUI runs the node again
     assert texts(keyed.run(changed))["cost"] == 0
     assert len(fal.requests) == before
 
@@ -200,31 +181,14 @@ def test_several_pictures_are_a_list_of_their_own_sizes(keyed, fal):
     fal.respond = lambda response: {**response, "images": response["images"][:2]}
     sizes = iter([(64, 48), (32, 80)])
     fal.fail(file=[lambda handler, proceed: handler.reply(200, png(next(sizes)), {})] * 2)
-    prompt = graph("list", prompt="two", num_images=2)
+    prompt = remote_graph("list", prompt="two", num_images=2)
     prompt["preview"] = node("PreviewImage", images=["fal", 0])
     assert len(keyed.run(prompt)["outputs"]["preview"]["images"]) == 2
 
 
 def test_queue_position_and_logs_show_on_the_node(keyed, fal):
-    from websockets.sync.client import connect
-
     fal.queued = fal.running = 2
-    lines = []
-
-    def listen():
-        with connect(f"ws://127.0.0.1:{keyed.port}/ws?clientId=listener", max_size=None) as socket:
-            ready.set()
-            while not lines or "klein_fal/" not in lines[-1]:
-                message = socket.recv(timeout=60)
-                if isinstance(message, bytes) and message[:4] == b"\x00\x00\x00\x03":
-                    lines.append(message[8 + int.from_bytes(message[4:8], "big"):].decode())
-
-    ready = threading.Event()
-    thread = threading.Thread(target=listen)
-    thread.start()
-    assert ready.wait(20)
-    keyed.run(graph("shown", prompt="shown"))
-    thread.join(60)
+    lines = keyed.watch(remote_graph("shown", prompt="shown")).texts
     text = "\n".join(lines)
     for part in ("$0.0201: submitting", "in fal's queue, position 1", "fal is at work", "denoising 14 of 28"):
         assert part in text, text
@@ -235,7 +199,8 @@ def test_interrupt_cancels_at_fal_also_during_the_submission(keyed, fal):
         fal.queued = 10**6
         fal.reached[point].clear()
         fal.fail(**faults)
-        prompt_id = keyed.post("/prompt", {"prompt": graph("stopped", prompt=f"stopped at {point}")})["prompt_id"]
+        prompt = remote_graph("stopped", prompt=f"stopped at {point}")
+        prompt_id = keyed.post("/prompt", {"prompt": prompt})["prompt_id"]
         assert fal.reached[point].wait(60)
         keyed.post("/interrupt", {"prompt_id": prompt_id})
         with pytest.raises(Failed, match="interrupted"):
@@ -243,7 +208,7 @@ def test_interrupt_cancels_at_fal_also_during_the_submission(keyed, fal):
         assert list(fal.requests.values())[-1]["cancelled"], point
         fal.queued = 1
         before = len(fal.requests)
-        keyed.run(graph("stopped", prompt=f"stopped at {point}"))
+        keyed.run(prompt)
         assert len(fal.requests) == before + 1
 
 
@@ -259,13 +224,13 @@ def test_sentences(keyed, fal):
         ({f"images.image_{i}": ["load", 0] for i in range(5)}, "5 pictures are connected"),
         ({"recover_request_id": "../x"}, "is no request id"),
     ):
-        prompt = graph("refused", **changed)
+        prompt = remote_graph("refused", **changed)
         prompt["fal"]["inputs"] = {key: value for key, value in prompt["fal"]["inputs"].items() if value is not None}
         assert says in failure(keyed, prompt)
     assert len(fal.requests) == before
     detail = [{"loc": ["body", "prompt"], "msg": "bad make it blue", "input": "make it blue"}]
     fal.fail(submit=answer(422, {"detail": detail}))
-    text = failure(keyed, graph("refused"))
+    text = failure(keyed, remote_graph("refused"))
     assert "refused an input: prompt: bad ..." in text and "make it blue" not in text
 
 
@@ -273,7 +238,7 @@ def test_a_lora_stack_is_uploaded_once_and_only_if_allowed(keyed, fal):
     lora = keyed.base / "models" / "loras" / "style.safetensors"
     lora.parent.mkdir(exist_ok=True)
     lora.write_bytes(b"weights of a LoRA")
-    prompt = graph("lora", prompt="with a LoRA")
+    prompt = remote_graph("lora", prompt="with a LoRA")
     prompt["stack"] = stack_node("style.safetensors")
     prompt["fal"]["inputs"]["lora_stack"] = ["stack", 1]
     assert "Turn on upload_loras" in failure(keyed, prompt)
@@ -296,20 +261,8 @@ def stack_node(name, **more):
 def route_graph(name, mode, loader, seed=1):
     """One prompt, picture and seed; local through the tiny klein, remote through fal."""
     return {
-        "load": node("ProbeLoad", name="falpicture"),
-        "loader": node("KleinBaseLoader", weight_dtype="default", text_encoder_device="default", **loader),
-        "edit": node(
-            "KleinEditConditioner", clip=["loader", 1], vae=["loader", 2], prompt="route", negative_prompt="",
-            image_size="auto", width=96, height=64, num_images=1, reference_megapixels=1.0,
-            **{"images.image_0": ["load", 0]},
-        ),
-        "sample": node(
-            "CNSKSampler", model=["loader", 0], positive=["edit", 0], negative=["edit", 1], latent_image=["edit", 2],
-            seed=seed, steps=1, cfg=1.0, scheduler="flux2", denoise=1.0, cns_gamma_file="sit_xl2_unguided",
-            **CNSParams(enable_cns=False).to_request(),
-        ),
-        "decode": node("KleinDecode", latent=["sample", 0], vae=["loader", 2]),
-        "fal": fal_node(prompt="route", seed=seed, **{"images.image_0": ["load", 0]}),
+        **graph(name, OFF, ["falpicture"], loader, sampler={"seed": seed, "steps": 1, "cfg": 1.0}),
+        "fal": fal_node(prompt="route", seed=seed, **{"images.image_0": ["load0", 0]}),
         "route": node("KleinRoute", mode=mode, local=["decode", 0], remote=["fal", 0]),
         "save": node("ProbeSave", name=name, image=["route", 0]),
     }
@@ -321,7 +274,7 @@ def memory(server, size):
 
 def test_route_runs_the_branch_taken_alone(keyed, fal):
     before = len(fal.requests)
-    keyed.run(route_graph("local", "local", TINY))
+    keyed.run(route_graph("local", "local", SINGLE))
     assert len(fal.requests) == before  # the remote branch did not run
     keyed.run(route_graph("remote", "fal", MISSING))  # the local branch did not: its files do not exist
     assert len(fal.requests) == before + 1
@@ -346,11 +299,11 @@ def test_a_machine_without_weights_runs_a_shared_workflow_with_its_loras_through
 
 def test_route_auto_decides_by_accelerator_files_and_memory(keyed, fal):
     """The fake accelerator is all that is not real here."""
-    folders = [keyed.base / "models" / name for name in ("diffusion_models", "text_encoders", "vae")]
-    size = sum((folder / "tiny.safetensors").stat().st_size for folder in folders)
+    files = [keyed.base / "models" / wanted.folder / wanted.sources[0][0] for wanted in WANTED.values()]
+    size = sum(file.stat().st_size for file in files)
     before, took = len(fal.requests), []
     for seed, (memory_size, loader) in enumerate(
-        [(0, TINY), (10**12, MISSING), (int(size * 1.2) - 1, TINY), (int(size * 1.2) + 1, TINY)], start=100
+        [(0, SINGLE), (10**12, MISSING), (int(size * 1.2) - 1, SINGLE), (int(size * 1.2) + 1, SINGLE)], start=100
     ):
         memory(keyed, memory_size)
         keyed.run(route_graph("auto", "auto", loader, seed))
@@ -370,8 +323,8 @@ def test_without_fal_client_the_nodes_are_there_and_say_what_to_install(comfyui,
     found = subprocess.run([comfyui[1], "-c", "import fal_client"], capture_output=True, check=False)
     if found.returncode == 0:
         pytest.skip("ComfyUI's own Python has fal-client, so its absence cannot be tried here")
-    save_file({"tensor": torch.rand(1, 64, 96, 3)}, server.base / "input" / "falpicture.safetensors")
-    prompt = {name: part for name, part in graph("absent").items() if name != "text"}
+    give(server, "falpicture", torch.rand(1, 64, 96, 3))
+    prompt = {name: part for name, part in remote_graph("absent").items() if name != "text"}
     text = failure(server, prompt)
     assert "No module named 'fal_client'" in text and "pip install fal-client" in text
 
@@ -379,8 +332,8 @@ def test_without_fal_client_the_nodes_are_there_and_say_what_to_install(comfyui,
 def test_the_key_is_nowhere(keyed, fal):
     """Log, history, workflow, pictures, journal: all files of the machine but the key's own, and what HTTP gives."""
     fal.fail(submit=answer(401, {"detail": f"Invalid key {KEY}"}))
-    assert "does not accept the key" in failure(keyed, graph("leak", prompt="leak"))
-    prompt = graph("leak", prompt="leak 2")
+    assert "does not accept the key" in failure(keyed, remote_graph("leak", prompt="leak"))
+    prompt = remote_graph("leak", prompt="leak 2")
     prompt["png"] = node("SaveImage", images=["fal", 0], filename_prefix="leak")
     keyed.run(prompt)
     assert list((keyed.base / "output").glob("leak*.png"))
