@@ -13,7 +13,9 @@ from .cns_ksampler import CNSKSampler
 from .cns_sampler import CNSSampler
 from .decode import KleinDecode
 from .edit_conditioner import KleinEditConditioner
+from .fal_edit import KleinFalEdit
 from .lora_stack import KleinLoraStack
+from .route import KleinRoute
 
 folder_paths.add_model_folder_path(GAMMA_FOLDER, str(Path(folder_paths.models_dir) / GAMMA_FOLDER))
 
@@ -22,4 +24,5 @@ class KleinExtension(ComfyExtension):
     """The pack as ComfyUI loads it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [KleinBaseLoader, KleinLoraStack, KleinEditConditioner, CNSKSampler, CNSSampler, KleinDecode]
+        local = [KleinBaseLoader, KleinLoraStack, KleinEditConditioner, CNSKSampler, CNSSampler, KleinDecode]
+        return [*local, KleinFalEdit, KleinRoute]

@@ -28,7 +28,8 @@ def cns_inputs(switch: bool = True) -> list[io.Input]:
     named = [spec for spec in fields(CNSParams) if switch or spec.name != SWITCH]
     endpoint = [spec for spec in named if public_name(spec.name) not in LOCAL_NAMES]
     local = [spec for spec in named if public_name(spec.name) in LOCAL_NAMES]
-    return [*(_widget(spec) for spec in endpoint), *(_widget(spec, advanced=True) for spec in local), _gamma_file()]
+    common = [widget(public_name(spec.name), spec) for spec in endpoint]
+    return [*common, *(widget(public_name(spec.name), spec, advanced=True) for spec in local), _gamma_file()]
 
 
 def cns_params(values: dict[str, Any]) -> CNSParams:
@@ -74,8 +75,9 @@ def patch_size(model: Any) -> int:
     return 2 if packed == (FLUX2_CHANNELS, 16) else 1
 
 
-def _widget(spec: Any, advanced: bool | None = None) -> io.Input:
-    name, meta = public_name(spec.name), spec.metadata
+def widget(name: str, spec: Any, advanced: bool | None = None) -> io.Input:
+    """A combo, boolean, integer or float widget from a `choice`, `flag` or `number` field."""
+    meta = spec.metadata
     common = {"tooltip": meta["help"], "advanced": advanced}
     if "options" in meta:
         return io.Combo.Input(name, options=list(meta["options"]), default=spec.default, **common)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("sampler", "weights", "lora", "klein")
+PACKAGES = ("sampler", "weights", "lora", "klein", "remote")
 # What a package may import from its siblings (DESIGN: "Imports run one way").
 ALLOWED = {
     "sampler": set(),
@@ -21,6 +21,7 @@ ALLOWED = {
     "klein": {"sampler", "weights", "lora"},
     "cli": {"commands"},
     "commands": {"sampler", "weights", "lora", "klein"},
+    "remote": {"sampler"},
 }
 HOST_MODULES = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "server", "nodes", "execution")
 LATE = ("diffusers", "transformers", "peft", "fal_client", "accelerate", "matplotlib", "skimage")
@@ -150,3 +151,17 @@ def test_readme_lists_every_cns_parameter():
 def test_every_node_has_a_help_page():
     ids = set(re.findall(r'node_id="(\w+)"', "".join(path.read_text() for path in (ROOT / "nodes").glob("*.py"))))
     assert ids == {path.stem for path in (ROOT / "web" / "docs").glob("*.md")}
+
+
+def test_remote_knows_the_cns_parameters_and_nothing_else_of_the_package():
+    for path in sorted((ROOT / "remote").glob("*.py")):
+        outside = {module for level, module, _ in imported(path) if level == 2}
+        assert outside <= {"sampler.params"}, path
+
+
+def test_what_makes_the_node_widgets_needs_no_library_of_the_remote_client(tmp_path):
+    code = (
+        "import sys; [sys.modules.__setitem__(name, None) for name in ('fal_client', 'httpx', 'pydantic', 'filelock')];"
+        "import klein_cns.remote.fields, klein_cns.remote.route, klein_cns.remote; print('there')"
+    )
+    assert run_python(code, tmp_path) == "there"

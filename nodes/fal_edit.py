@@ -1,0 +1,202 @@
+"""Klein on fal: the same edit on fal's endpoints, submitted once and never lost.
+
+``execute`` is synchronous on purpose: an asynchronous node shares its event loop with samplers that block it for
+minutes, and another node would take the interrupt that is meant for this one. The remote run has a loop of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import folder_paths
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..klein.references import to_image, to_pixels
+from ..remote.fields import AUTO, CUSTOM, IMAGE_SIZES, MAX_IMAGES, MAX_LORAS, MAX_SIDE, MIN_SIDE, FalFields
+from ..sampler.params import CNSParams
+from .cns_inputs import CATEGORY, GAMMA_FILE, cns_inputs, cns_params, widget
+from .lora_stack import LoraStack, find, given_stack
+from .messages import show
+from .pictures import split_pictures
+
+FOLDER = "klein_cns"  # in ComfyUI's user directory, as __klein_cns: no HTTP route reads it
+RESULTS = "klein_fal"  # in ComfyUI's output folder
+SPECS = {spec.name: spec for spec in fields(FalFields)}
+
+
+class KleinFalEdit(io.ComfyNode):
+    """Prompts, pictures and LoRAs in; pictures made by fal out."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KleinFalEdit",
+            display_name="Klein on fal",
+            category=CATEGORY,
+            description="Makes or edits pictures with FLUX.2 [klein] 9B Base on fal, with the local nodes' controls. "
+            "fal charges for it.",
+            search_aliases=["fal", "klein remote", "klein api", "flux2 fal"],
+            inputs=[
+                *(
+                    io.String.Input(name, multiline=True, dynamic_prompts=True, default="", tooltip=_help(name))
+                    for name in ("prompt", "negative_prompt")
+                ),
+                io.Autogrow.Input(
+                    "images",
+                    template=io.Autogrow.TemplatePrefix(
+                        io.Image.Input("image", optional=True), prefix="image_", min=0, max=MAX_IMAGES
+                    ),
+                    optional=True,
+                    tooltip=f"Up to {MAX_IMAGES} pictures, in the order the prompt counts them. Every picture of a "
+                    "batch counts. They are sent to fal.",
+                ),
+                LoraStack.Input(
+                    "lora_stack", optional=True,
+                    tooltip=f"LoRA files of this machine, from Klein LoRA Stack; at most {MAX_LORAS} with lora_urls.",
+                ),
+                io.Boolean.Input(
+                    "upload_loras", default=False,
+                    tooltip="Allow the LoRA files of lora_stack to be put on fal's servers, each once, at an address "
+                    "that anyone who knows it can read.",
+                ),
+                io.String.Input(
+                    "lora_urls", multiline=True, default="",
+                    tooltip="LoRAs that fal fetches, one a line: address or Hugging Face repository, then the scale.",
+                ),
+                _widget("guidance_scale"),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=SPECS["seed"].metadata["max"], control_after_generate=True,
+                    tooltip=_help("seed"),
+                ),
+                _widget("num_inference_steps"),
+                io.Combo.Input(
+                    "image_size", options=[AUTO, *IMAGE_SIZES, CUSTOM], default=AUTO,
+                    tooltip="auto: the first picture's size, as fal takes it. custom: width and height.",
+                ),
+                *(
+                    io.Int.Input(side, default=1024, min=MIN_SIDE, max=MAX_SIDE, tooltip="Of the result, for custom.")
+                    for side in ("width", "height")
+                ),
+                *map(_widget, ("num_images", "acceleration", "enable_safety_checker", "output_format")),
+                *(entry for entry in cns_inputs() if entry.id != GAMMA_FILE),
+                io.Float.Input(
+                    "max_cost_usd", default=0.5, min=0.0, max=100.0, step=0.01,
+                    tooltip="A request that costs more is refused. $0.02 for each megapixel of input and output.",
+                ),
+                io.String.Input(
+                    "image_urls", multiline=True, default="", advanced=True,
+                    tooltip=f"Addresses of pictures that fal fetches, one a line, after the connected ones; at most "
+                    f"{MAX_IMAGES} together.",
+                ),
+                _widget("sync_mode", advanced=True),
+                io.String.Input(
+                    "recover_request_id", default="", advanced=True,
+                    tooltip="Collect this request from fal and submit nothing; the inputs above are left aside.",
+                ),
+                io.Boolean.Input(
+                    "resubmit_lost", default=False, advanced=True,
+                    tooltip="Submit again what an earlier run submitted without learning its fate, or what fal no "
+                    "longer has. It may be charged twice.",
+                ),
+                io.Combo.Input(
+                    "on_flagged", options=["error", "pass"], default="error", advanced=True,
+                    tooltip="What to do with pictures that fal's safety checker flagged (they come black).",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", is_output_list=True, tooltip="A list: sizes may differ."),
+                io.Int.Output(display_name="seed", tooltip="The seed that fal used."),
+                io.String.Output(display_name="request_id", tooltip="fal's name for the request."),
+                io.Float.Output(
+                    display_name="cost_usd", tooltip="What this run submitted; 0 where it collected an earlier request."
+                ),
+                io.String.Output(display_name="result", tooltip="fal's whole response, as JSON."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, images: dict[str, Tensor] | None = None, lora_stack: Any = None, **values: Any) -> io.NodeOutput:
+        key, orders, runs = _remote()
+        more = {name: values.pop(name) for name in list(values) if name.startswith("images.")}
+        recovering = values["recover_request_id"].strip()
+        order = None if recovering else _order(orders, split_pictures(images or {}, more), lora_stack, values)
+        folder = Path(folder_paths.get_system_user_directory(FOLDER))
+
+        def progress(text: str) -> None:
+            show(cls.hidden.unique_id, text)
+
+        collected = runs.run(
+            order,
+            runs.Options(values["max_cost_usd"], recovering, values["resubmit_lost"], values["on_flagged"]),
+            key=key.read_key(os.environ, folder / key.FILE),
+            address=os.environ.get(runs.ADDRESS),
+            folder=folder,
+            results=Path(folder_paths.get_output_directory()) / RESULTS,
+            check=comfy.model_management.throw_exception_if_processing_interrupted,
+            progress=progress,
+        )
+        cost = f"${collected.cost_usd:.4f}" if collected.cost_usd else "an earlier request, nothing is charged"
+        progress("\n".join([f"{cost}: {RESULTS}/{collected.files[0].name}", *collected.warnings]))
+        return io.NodeOutput(
+            [to_pixels(picture).movedim(1, -1) for picture in collected.images],
+            values["seed"] if collected.seed is None else collected.seed,
+            collected.request_id, collected.cost_usd, collected.response,
+        )
+
+
+def _remote() -> tuple[Any, Any, Any]:
+    """The modules key, order and run of the remote client, loaded when a run needs them."""
+    try:
+        import fal_client.client  # noqa: F401 - a missing one must show before anything is submitted
+
+        from ..remote import key, order, run
+    except ImportError as error:
+        raise RuntimeError(
+            f"Klein on fal needs packages that this Python lacks ({error}). Install them into ComfyUI's own Python: "
+            "python -m pip install fal-client pydantic filelock"
+        ) from None
+    return key, order, run
+
+
+def _order(orders: Any, pictures: list[Tensor], lora_stack: Any, values: dict[str, Any]) -> Any:
+    """The node's inputs as an `Order`."""
+    params = cns_params(values)
+    cns = params if params.enable_cns else CNSParams(enable_cns=False)  # off, their values decide nothing
+    custom = values["image_size"] == CUSTOM
+    arguments = {
+        **{name: values[name] for name in SPECS},
+        **cns.to_endpoint(),
+        "image_size": (values["width"], values["height"]) if custom else values["image_size"],
+    }
+    addresses = orders.parse_image_urls(values["image_urls"])
+    loras = [*_lora_files(lora_stack, values["upload_loras"]), *orders.parse_lora_urls(values["lora_urls"])]
+    return orders.make_order(arguments, [*(to_image(picture[0]) for picture in pictures), *addresses], loras)
+
+
+def _lora_files(stack: Any, allowed: bool) -> list[tuple[Path, float]]:
+    """(file, scale) of each entry of a LORA_STACK; the strength for CLIP has no counterpart at fal.
+
+    Raises:
+        ValueError: uploading is not allowed, or a file does not exist.
+    """
+    entries = given_stack(stack)
+    if entries and not allowed:
+        raise ValueError(
+            f"lora_stack holds {', '.join(name for name, *_ in entries)}, which fal can only use if they are put on "
+            "its servers. Turn on upload_loras, or give their addresses in lora_urls."
+        )
+    return [(Path(find(name)), strength) for name, strength, _ in entries]
+
+
+def _help(name: str) -> str:
+    return SPECS[name].metadata["help"]
+
+
+def _widget(name: str, advanced: bool | None = None) -> io.Input:
+    return widget(name, SPECS[name], advanced)

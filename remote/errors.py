@@ -1,0 +1,120 @@
+"""What can go wrong at fal, in sentences. A server's own words pass through here, and nothing secret does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+RUN_AGAIN = "Run again with the same inputs: that collects the same request and submits nothing."
+RESUBMIT = (
+    "Whether fal took it is unknown: your requests are listed at fal.ai/dashboard/requests. If it is there, give its "
+    "id as recover_request_id; if not, turn on resubmit_lost. If fal took it all the same, both are charged."
+)
+RESUBMIT_GONE = "With resubmit_lost on, the next run submits it again and is charged again."
+MAX_WORDS = 300
+
+KINDS = {  # fal's error types (request errors of the queue)
+    "request_timeout": "it was not finished within fal's time limit",
+    "startup_timeout": "no machine of fal's began it in time",
+    "runner_scheduling_failure": "fal had no machine for it",
+    "runner_connection_timeout": "fal's machine did not answer",
+    "runner_connection_refused": "fal's machine did not answer",
+    "runner_connection_error": "fal lost the connection to its machine",
+    "runner_disconnected": "fal lost the connection to its machine",
+    "runner_incomplete_response": "fal's machine broke off its answer",
+    "runner_server_error": "the model failed on fal's machine",
+    "internal_server_error": "the model failed on fal's machine",
+    "internal_error": "fal failed inside",
+}
+CANCELLED_KINDS = ("client_cancelled", "client_disconnected")
+
+
+class RemoteError(RuntimeError):
+    """A remote run failed; the text is what a user reads."""
+
+
+class NotAccepted(RemoteError):
+    """fal certainly did not take the request.
+
+    Args:
+        retry_after: seconds after which trying again makes sense; None where it does not.
+    """
+
+    def __init__(self, text: str, retry_after: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+class AnswerLost(RemoteError):
+    """Whether fal took the request is unknown."""
+
+
+class Unobtainable(RemoteError):
+    """fal took the request, and its result cannot be had (any more)."""
+
+
+class Failed(RemoteError):
+    """The request ended at fal without a result."""
+
+
+class Cancelled(RemoteError):
+    """The request was cancelled at fal."""
+
+
+def explain(status: int, body: Any, kind: str | None = None) -> str:
+    """One or two sentences for an HTTP fault of the API.
+
+    Args:
+        status: the HTTP status.
+        body: the parsed JSON, or None where it is none.
+        kind: fal's ``error_type``.
+    """
+    detail = body.get("detail") if isinstance(body, Mapping) else None
+    if status in (401, 403):
+        return _access(detail)
+    if status == 402:
+        return "the balance of your fal account is exhausted. Top it up at fal.ai/dashboard/billing."
+    if status == 413:
+        return "fal refused the request as too large. Give fewer or smaller pictures."
+    if status == 422:
+        return f"fal refused an input: {_fields(detail)}. Correct it and run again."
+    if status == 429:
+        return "fal answered that there are too many requests at once (429). Wait for the others, then run again."
+    if kind in KINDS:
+        return f"the request failed at fal: {KINDS[kind]} ({kind}). fal does not charge for that; run again."
+    if status >= 500:
+        return f"fal failed ({status}{_quoted(detail)}). fal does not charge for that; run again later."
+    return f"fal refused the request ({status}{_quoted(detail)})."
+
+
+def error_kind(body: Any, headers: Mapping[str, str]) -> str | None:
+    """fal's machine-readable ``error_type``, from the body or the header."""
+    kind = body.get("error_type") if isinstance(body, Mapping) else None
+    return kind if isinstance(kind, str) else headers.get("x-fal-error-type")
+
+
+def _access(detail: Any) -> str:
+    if isinstance(detail, str) and any(word in detail.lower() for word in ("balance", "locked", "billing")):
+        return "the balance of your fal account is exhausted. Top it up at fal.ai/dashboard/billing."
+    return "fal does not accept the key. Make one at fal.ai/dashboard/keys and put it where the old one is."
+
+
+def _fields(detail: Any) -> str:
+    """Field and reason of each entry of a 422; never ``input``, which echoes the prompt."""
+    if not isinstance(detail, list):
+        return "it did not say which"
+    found = []
+    for entry in detail:
+        if isinstance(entry, Mapping):
+            where = [str(part) for part in entry.get("loc", ()) if part != "body"]
+            found.append(f"{'.'.join(where) or 'the request'}: {_shortened(entry.get('msg') or entry.get('type'))}")
+    return "; ".join(found) or "it did not say which"
+
+
+def _quoted(detail: Any) -> str:
+    return f", {_shortened(detail)!r}" if isinstance(detail, str) and detail else ""
+
+
+def _shortened(text: Any) -> str:
+    text = " ".join(str(text).split())
+    return text if len(text) <= MAX_WORDS else text[:MAX_WORDS] + "..."

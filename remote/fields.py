@@ -1,0 +1,53 @@
+"""What the two fal endpoints take: names, defaults, ranges and meaning, beside the CNS parameters.
+
+Imports nothing, so that node widgets can be made from it before pydantic or fal-client are there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..sampler.params import flag, number
+
+TEXT_ENDPOINT = "fal-ai/flux-2/klein/9b/base"
+EDIT_ENDPOINT = "fal-ai/flux-2/klein/9b/base/edit/lora"
+MAX_IMAGES, MAX_LORAS = 4, 3
+MIN_SIDE, MAX_SIDE = 512, 2048
+AUTO, CUSTOM = "auto", "custom"
+DEFAULT_SIZE = "landscape_4_3"
+IMAGE_SIZES = {
+    "square_hd": (1024, 1024),
+    "square": (512, 512),
+    "portrait_4_3": (768, 1024),
+    "portrait_16_9": (576, 1024),
+    "landscape_4_3": (1024, 768),
+    "landscape_16_9": (1024, 576),
+}
+MAX_SEED = 2**64 - 1  # as ComfyUI's samplers, so that one seed can serve both hosts; the documents give no range
+
+
+def _options(default: str, options: tuple[str, ...], meaning: str) -> Any:
+    return field(default=default, metadata={"options": options, "help": meaning})
+
+
+@dataclass(frozen=True)
+class FalFields:
+    """The fields that both endpoints share, but for size, pictures, LoRAs and CNS."""
+
+    prompt: str = field(metadata={"help": "What to make or change."})
+    negative_prompt: str = field(default="", metadata={"help": "What to avoid."})
+    guidance_scale: float = number(5.0, 0.0, 20.0, 0.1, "Classifier-free guidance.")
+    seed: int = number(0, 0, MAX_SEED, 1, "Where the noise starts. The same inputs and seed cost nothing again.")
+    num_inference_steps: int = number(28, 4, 50, 1, "Denoising steps.")
+    num_images: int = number(1, 1, 4, 1, "How many pictures to make; each is charged.")
+    acceleration: str = _options(
+        "regular", ("none", "regular", "high"), "How much exactness fal may trade for speed."
+    )
+    sync_mode: bool = flag(
+        False,
+        "The pictures come inside the answer and fal stores none: if that answer is lost on the way, what was paid for "
+        "cannot be fetched again.",
+    )
+    enable_safety_checker: bool = flag(True, "fal checks the pictures; what it flags comes back black, and is charged.")
+    output_format: str = _options("png", ("jpeg", "png", "webp"), "The format of the files that fal makes.")

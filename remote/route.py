@@ -1,0 +1,42 @@
+"""Local or remote: which branch of a workflow this machine takes, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+LOCAL, REMOTE = "local", "remote"
+MODES = ("auto", "local", "fal")
+HEADROOM = 1.2  # memory for activations, as a factor on the size of the files
+GIB = 2**30
+
+
+class Route(NamedTuple):
+    """The branch taken, and the reason as it is shown."""
+
+    branch: str
+    why: str
+
+
+def choose(mode: str, memory: int | None, sizes: Sequence[int], missing: Sequence[str]) -> Route:
+    """The branch to take.
+
+    Args:
+        mode: ``auto`` decides by the rest; ``local`` and ``fal`` are taken as they are.
+        memory: bytes of the accelerator; None without one.
+        sizes: bytes of each file that the local branch loads; none where they are unknown.
+        missing: names of files that the local branch loads and that do not exist.
+    """
+    if mode != "auto":
+        return Route(LOCAL if mode == "local" else REMOTE, f"{mode}: as chosen.")
+    if memory is None:
+        return Route(REMOTE, "fal: this machine has no accelerator.")
+    if missing:
+        return Route(REMOTE, f"fal: {', '.join(missing)} does not exist here.")
+    if not sizes:
+        return Route(REMOTE, "fal: no Klein 9B Base Loader feeds local, so what it needs is unknown.")
+    needed = sum(sizes) * HEADROOM
+    amounts = f"{needed / GIB:.1f} GiB ({sum(sizes) / GIB:.1f} GiB of files x {HEADROOM}), of {memory / GIB:.1f} GiB"
+    if needed > memory:
+        return Route(REMOTE, f"fal: the accelerator is too small; needed are {amounts}.")
+    return Route(LOCAL, f"local: the accelerator is large enough; needed are {amounts}.")

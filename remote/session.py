@@ -1,0 +1,41 @@
+"""What every step of a run needs at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .client import Api
+from .journal import Journal
+from .order import Order
+from .waits import Waits
+
+
+@dataclass(frozen=True)
+class Options:
+    """What does not change the result: the limit of the cost, and what to do about earlier submissions."""
+
+    max_cost_usd: float = 0.5
+    recover_request_id: str = ""
+    resubmit_lost: bool = False
+    on_flagged: str = "error"
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run.
+
+    Args:
+        order: what is asked for; None only with ``recover_request_id``.
+        results: the folder for pictures.
+        progress: called with a line to show.
+    """
+
+    order: Order | None
+    options: Options
+    journal: Journal
+    api: Api
+    waits: Waits
+    results: Path
+    progress: Callable[[str], None]

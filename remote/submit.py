@@ -1,0 +1,56 @@
+"""Submitting: the only place from which a request leaves, and it leaves once."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from typing import Any
+
+from .cost import check_cost
+from .errors import RESUBMIT, AnswerLost, NotAccepted, RemoteError
+from .journal import FAILED, LOST, SUBMITTED, Row
+from .session import Session
+from .uploads import addresses
+
+
+async def submit(session: Session) -> Row:
+    """Journal the request, then POST it once; the row as SUBMITTED.
+
+    An interrupt waits for an answer under way, so that it is known what to cancel.
+
+    Raises:
+        NotAccepted: fal certainly did not take it (the row is FAILED), or it is too expensive (there is no row).
+        AnswerLost: whether fal took it is unknown (the row is LOST).
+    """
+    order, journal = session.order, session.journal
+    check_cost(order.cost_usd, session.options.max_cost_usd)
+    body = order.body(*await addresses(session))
+    session.progress(f"${order.cost_usd:.4f}: submitting to fal")
+    row = journal.begin(order.fingerprint, order.endpoint, order.cost_usd)
+    sending = asyncio.ensure_future(_send(session, row, body))
+    try:
+        return await asyncio.shield(sending)
+    except asyncio.CancelledError:
+        await asyncio.wait({sending}, timeout=session.waits.grace)
+        if sending.cancel():  # False where the answer came in time
+            journal.update(row, LOST, error="the run was interrupted before fal's answer came.")
+        raise
+
+
+async def _send(session: Session, row: Row, body: dict[str, Any]) -> Row:
+    journal = session.journal
+    try:
+        request_id = await session.api.submit(row.endpoint, body)
+    except NotAccepted as error:
+        journal.update(row, FAILED, error=str(error))
+        raise
+    except AnswerLost as error:
+        journal.update(row, LOST, error=str(error))
+        raise AnswerLost(f"{error} {RESUBMIT}") from None
+    try:
+        return journal.update(row, SUBMITTED, request_id=request_id)
+    except sqlite3.Error as error:
+        raise RemoteError(
+            f"fal took the request as {request_id}, but {journal.path} cannot be written ({error}). Free some space, "
+            f"then run with recover_request_id {request_id}."
+        ) from None

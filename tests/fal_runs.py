@@ -1,0 +1,59 @@
+"""Running an order against the fake server, as the node does."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fal_server import KEY, FalServer
+from klein_cns.remote.order import Order, make_order
+from klein_cns.remote.results import Collected
+from klein_cns.remote.run import JOURNAL, run
+from klein_cns.remote.session import Options
+from klein_cns.remote.waits import Waits
+from klein_cns.sampler import CNSParams
+from PIL import Image
+
+QUICK = Waits(poll=0.02, tries=3, backoff=0.02, retry_after=1.0)  # the limits that a test is about, it sets itself
+PROMPT = "Dress the chairwoman in tweed"
+
+
+def order(pictures: int = 1, loras: Any = (), **changed: Any) -> Order:
+    arguments = {
+        "prompt": PROMPT, "negative_prompt": "", "seed": 5, "image_size": "auto",
+        **CNSParams(enable_cns=False).to_endpoint(), "num_images": 1, **changed,
+    }
+    return make_order(arguments, [Image.new("RGB", (64 + i, 48), "navy") for i in range(pictures)], loras)
+
+
+class Machine:
+    """One user's folders, and runs on them."""
+
+    def __init__(self, base: Path, server: FalServer) -> None:
+        self.folder, self.results, self.address = base / "user", base / "output" / "klein_fal", server.url
+        self.said: list[str] = []
+
+    def run(
+        self, ordered: Order | None = None, check: Callable[[], None] = lambda: None, waits: Waits = QUICK,
+        **options: Any,
+    ) -> Collected:
+        wanted = order() if ordered is None and "recover_request_id" not in options else ordered
+        return run(
+            wanted, Options(**options), KEY, self.address, self.folder, self.results, check, self.said.append, waits
+        )
+
+    def rows(self) -> list[sqlite3.Row]:
+        """The journal, oldest first; empty where nothing was journaled."""
+        if not (self.folder / JOURNAL).is_file():
+            return []
+        database = sqlite3.connect(self.folder / JOURNAL)
+        database.row_factory = sqlite3.Row
+        rows = database.execute("SELECT * FROM requests ORDER BY id").fetchall()
+        database.close()
+        return rows
+
+    def state(self) -> str | None:
+        rows = self.rows()
+        return rows[-1]["state"] if rows else None

@@ -1,0 +1,339 @@
+"""What is sent to fal and what comes back: the endpoints' documents are the oracle."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import time
+from dataclasses import fields, replace
+
+import pytest
+from fal_runs import QUICK, Machine, order
+from fal_server import KEY, FalServer, answer, drop, png
+from klein_cns.klein import sizes
+from klein_cns.remote import fields as fal_fields
+from klein_cns.remote.cost import cost_usd, output_size
+from klein_cns.remote.errors import RemoteError
+from klein_cns.remote.fields import FalFields
+from klein_cns.remote.interrupt import run_interruptibly, within
+from klein_cns.remote.key import read_key
+from klein_cns.remote.order import make_order, parse_image_urls, parse_lora_urls
+from klein_cns.remote.pictures import decode, encode_png, pixel_digest
+from klein_cns.remote.request import EditRequest, TextRequest, body
+from klein_cns.remote.response import parse_response
+from klein_cns.remote.route import choose
+from klein_cns.sampler import CNSParams
+from klein_cns.sampler.params import LOCAL_NAMES, public_name
+from PIL import Image
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def documents(shared):
+    folder = shared / "reference" / "endpoint"
+    if not folder.is_dir():
+        pytest.skip("the endpoints' documents are not beside this checkout")
+    return {path.stem: path.read_text() for path in folder.iterdir()}
+
+
+def example(document, title):
+    return json.loads(re.search(rf"\*\*{title}\*\*:\s+```json\n(.+?)```", document, re.S).group(1))
+
+
+@pytest.fixture
+def fal():
+    server = FalServer()
+    yield server
+    server.close()
+
+
+def test_names_defaults_ranges_and_options_are_the_documents(documents):
+    document = documents["edit_lora"].partition("### Output Schema")[0]
+    entries = dict(re.findall(r"- \*\*`(\w+)`\*\*(.*?)(?=\n- \*\*|\n\*\*)", document, re.S))
+    assert set(EditRequest.model_fields) == set(entries)
+    assert set(TextRequest.model_fields) == set(entries) - {"image_urls", "loras"}
+    specs = {spec.name: spec for spec in fields(FalFields)}
+    specs |= {public_name(spec.name): spec for spec in fields(CNSParams) if public_name(spec.name) not in LOCAL_NAMES}
+    for name, text in entries.items():
+        default = re.search(r"- Default: `(.+)`", text)
+        if default and name not in ("seed", "loras"):
+            assert EditRequest.model_fields[name].default == json.loads(default.group(1)), name
+        limits = re.search(r"- Range: `(.+)` to `(.+)`", text)
+        if limits:
+            low, high = map(float, limits.groups())
+            assert (specs[name].metadata["min"], specs[name].metadata["max"]) == (low, high)
+            base = {"prompt": "x", "image_urls": ["https://a/b.png"]}
+            for value in (low - 1, high + 1, float("nan"), "1", None, True):
+                with pytest.raises(ValueError, match=name):
+                    EditRequest(**base, **{name: value})
+            whole = isinstance(specs[name].metadata["step"], int)
+            for value in (low, high):
+                EditRequest(**base, **{name: int(value) if whole else value})
+        options = re.search(r"- Options: (.+)", text)
+        if options:
+            meta = specs[name].metadata
+            own = [value for value in meta["options"] if value not in meta.get("local", ())]
+            assert own == re.findall(r'`"(\w+)"`', options.group(1))
+
+
+def test_the_documents_examples_are_requests_and_responses(documents):
+    required = example(documents["edit_lora"], "Required Parameters Example")
+    assert {name: body(EditRequest(**required))[name] for name in required} == required
+    full = example(documents["edit_lora"], "Full Example")
+    assert body(EditRequest(**full)) == {**body(EditRequest(**required)), **full}
+    text = documents["base_text_to_image"]
+    shown = json.JSONDecoder().raw_decode(text, text.index('{\n"prompt"'))[0]
+    assert {name: body(TextRequest(**shown))[name] for name in shown} == shown
+    answers = [example(documents["edit_lora"], "Example Response")]
+    answers.append(json.JSONDecoder().raw_decode(text, text.index('{\n"images"'))[0])
+    for given in answers:
+        response, warnings = parse_response(given)
+        assert response.images[0].url == given["images"][0]["url"]
+        assert [line.split()[0] for line in warnings] == ["timings", "seed", "has_nsfw_concepts"]
+
+
+def test_unknown_fields_of_a_response_are_kept():
+    known = {"seed": 1, "prompt": "", "timings": {}, "has_nsfw_concepts": []}
+    response, warnings = parse_response({"images": [{"url": "u", "blur": 3}], **known, "new": [1]})
+    assert not warnings and response.model_extra == {"new": [1]} and response.images[0].model_extra == {"blur": 3}
+
+
+def test_sizes_are_the_local_ones():
+    assert (fal_fields.IMAGE_SIZES, fal_fields.DEFAULT_SIZE) == (sizes.IMAGE_SIZES, sizes.DEFAULT_SIZE)
+
+
+def test_unknown_fields_of_a_request_and_bad_values_are_refused_by_name():
+    for change, says in (
+        ({"guidance_scale": 21.0}, "guidance_scale is 21.0"), ({"num_images": 5}, "num_images is 5"),
+        ({"image_size": (100, 600)}, "width is 100"), ({"seed": -1}, "seed is -1"), ({"nonsense": 1}, "nonsense is 1"),
+        ({"loras": [("a/b", float("inf"))]}, "loras.0.scale is inf"), ({"acceleration": "turbo"}, "is 'turbo'"),
+    ):
+        with pytest.raises(RemoteError, match=says):
+            order(**change)
+
+
+def test_counts_are_said():
+    with pytest.raises(RemoteError, match="5 pictures are given .* at most 4"):
+        order(pictures=5)
+    with pytest.raises(RemoteError, match="4 LoRAs are given .* at most 3"):
+        order(loras=[("a/b", 1.0)] * 4)
+    with pytest.raises(RemoteError, match="no picture: .*9b/base .* without LoRAs.*edit/lora takes LoRAs"):
+        order(pictures=0, loras=[("a/b", 1.0)])
+
+
+def test_the_endpoint_follows_the_pictures():
+    assert order(pictures=0).endpoint == fal_fields.TEXT_ENDPOINT and order().endpoint == fal_fields.EDIT_ENDPOINT
+    assert make_order({"prompt": "x", "image_size": "auto"}, ["https://a/b.png"]).endpoint == fal_fields.EDIT_ENDPOINT
+
+
+def test_cost_is_by_the_pixels():
+    assert cost_usd((1024, 1024), 1, 1) == pytest.approx(0.04)  # the document's example
+    assert cost_usd((1024, 768), 4, 0) == pytest.approx(0.06)
+    assert output_size("auto", []) == (1024, 768)
+    assert output_size("auto", [(640, 480), (99, 99)]) == (640, 480)
+    assert output_size("auto", [(4096, 1024)]) == (2048, 512)
+    assert output_size("auto", [None]) == (2048, 2048)  # a picture that only fal sees: the largest
+    assert output_size("square_hd", [None]) == (1024, 1024) and output_size((512, 600), []) == (512, 600)
+
+
+def test_a_limit_that_is_no_number_lets_nothing_pass(fal, tmp_path):
+    with pytest.raises(RemoteError, match="more than max_cost_usd nan"):
+        Machine(tmp_path, fal).run(max_cost_usd=float("nan"))
+    assert fal.posts == 0
+
+
+def test_the_fingerprint_follows_the_pixels_not_the_encoder(seed):
+    import random
+
+    noise = Image.frombytes("RGB", (20, 30), random.Random(seed).randbytes(20 * 30 * 3))
+    again = decode(encode_png(noise))
+    assert pixel_digest(noise) == pixel_digest(again) and noise.tobytes() == again.tobytes()
+    assert pixel_digest(noise) != pixel_digest(noise.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    assert pixel_digest(Image.new("RGB", (20, 30))) != pixel_digest(Image.new("RGB", (30, 20)))
+
+
+def test_addresses_and_loras_are_read_line_by_line():
+    assert parse_image_urls("\n https://a/1.png \n\ndata:image/png;base64,AA\n") == [
+        "https://a/1.png", "data:image/png;base64,AA"
+    ]
+    assert parse_lora_urls("https://a/x.safetensors 0.5\nowner/name\nowner/name -1\n") == [
+        ("https://a/x.safetensors", 0.5), ("owner/name", 1.0), ("owner/name", -1.0)
+    ]
+    for text in ("style.safetensors 1", "owner/name x", "owner/name 1 2", "/loras/style.safetensors"):
+        with pytest.raises(RemoteError, match="lora_urls"):
+            parse_lora_urls(text)
+    for text in ("picture.png", "file:///etc/passwd", "https://a b"):
+        with pytest.raises(RemoteError, match="image_urls"):
+            parse_image_urls(text)
+
+
+def test_the_key_comes_from_the_environment_else_from_its_file(tmp_path):
+    file = tmp_path / "fal_key"
+    with pytest.raises(RemoteError, match="no fal key. Make one at .* set the environment variable FAL_KEY, or write"):
+        read_key({}, file)
+    file.write_text(f" {KEY}\n")
+    file.chmod(0o600)
+    assert read_key({}, file) == KEY and read_key({"FAL_KEY": "other:key"}, file) == "other:key"
+    file.write_text("new:key")  # no restart
+    assert read_key({"FAL_KEY": " "}, file) == "new:key"
+    for bad in ("two words", "line\nbreak", "schlüssel", "nul\0"):
+        with pytest.raises(RemoteError) as error:
+            read_key({"FAL_KEY": bad}, file)
+        assert bad not in str(error.value) and "holds no fal key" in str(error.value)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(RemoteError, match="cannot be read .UnicodeDecodeError."):
+        read_key({}, file)
+    if os.name == "posix":
+        file.chmod(0o640)
+        with pytest.raises(RemoteError, match="other users can read .*chmod 600"):
+            read_key({}, file)
+
+
+def test_a_lora_file_is_uploaded_once_by_its_content(fal, tmp_path):
+    machine, lora, copied = Machine(tmp_path, fal), tmp_path / "style.safetensors", tmp_path / "renamed.safetensors"
+    lora.write_bytes(b"weights")
+    copied.write_bytes(b"weights")
+    machine.run(order(loras=[(lora, 0.5)]))
+    machine.run(order(loras=[(lora, 0.5)], seed=6))
+    machine.run(order(loras=[(copied, 0.5)], seed=7))
+    assert list(fal.uploads.values()) == [b"weights"]
+    assert machine.run(order(loras=[(copied, 0.5)])).cost_usd == 0  # the same content is the same input
+    lora.write_bytes(b"trained on")
+    machine.run(order(loras=[(lora, 0.5)]))
+    assert list(fal.uploads.values()) == [b"weights", b"trained on"] and len(fal.requests) == 4
+    addresses = [path for _, path, headers in fal.seen if headers.get("Authorization", "").startswith("Key")]
+    assert not any(path.startswith("/files/upload") for path in addresses)  # the CDN gets a token of its own
+
+
+def test_an_upload_that_expired_is_made_again(fal, tmp_path):
+    machine, lora = Machine(tmp_path, fal), tmp_path / "style.safetensors"
+    lora.write_bytes(b"weights")
+    machine.run(order(loras=[(lora, 0.5)]))
+    fal.fail(file=answer(404))
+    machine.run(order(loras=[(lora, 0.5)], seed=6))
+    assert len(fal.uploads) == 2
+
+
+def test_a_large_picture_is_uploaded_and_a_small_one_travels_inside(fal, tmp_path, monkeypatch):
+    monkeypatch.setattr("klein_cns.remote.uploads.MAX_INLINE", 100)
+    machine = Machine(tmp_path, fal)
+    machine.run(order())
+    [request] = fal.requests.values()
+    assert request["body"]["image_urls"] == [f"{fal.url}/files/upload/0"]
+    assert decode(fal.uploads["/files/upload/0"]).size == (64, 48)
+
+
+@pytest.mark.parametrize("fault", [answer(401, {"detail": f"bad {KEY}"}), drop(), answer(500)])
+def test_a_failed_upload_submits_nothing(fal, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr("fal_client.client.MAX_ATTEMPTS", 2)
+    machine, lora = Machine(tmp_path, fal), tmp_path / "style.safetensors"
+    lora.write_bytes(b"weights")
+    fal.fail(token=itertools.repeat(fault), upload=itertools.repeat(fault))
+    with pytest.raises(RemoteError, match="style.safetensors could not be uploaded .*Nothing was submitted") as error:
+        machine.run(order(loras=[(lora, 0.5)]))
+    assert fal.posts == 0 and not fal.requests and machine.state() is None and "secret" not in str(error.value)
+
+
+def test_decoding_is_bounded():
+    with pytest.raises(RemoteError, match="more than 16777216 pixels"):
+        decode(png((4097, 4096)))
+    with pytest.raises(RemoteError, match="no PNG, JPEG or WebP"):
+        decode(b"GIF89a" + bytes(20))
+    with pytest.raises(RemoteError, match="cannot be decoded"):
+        decode(png((300, 300))[:200])
+
+
+@pytest.mark.parametrize(
+    ("given", "branch", "why"),
+    [
+        (("local", None, [], ["x"]), "local", "local: as chosen"),
+        (("fal", 80 * GIB, [1], []), "remote", "fal: as chosen"),
+        (("auto", None, [1], []), "remote", "no accelerator"),
+        (("auto", 80 * GIB, [1], ["klein.safetensors"]), "remote", "klein.safetensors does not exist"),
+        (("auto", 80 * GIB, [], []), "remote", "no Klein 9B Base Loader feeds local"),
+        (("auto", 12 * GIB, [10 * GIB], []), "local", "needed are 12.0 GiB .10.0 GiB of files x 1.2., of 12.0 GiB"),
+        (("auto", 12 * GIB - 1, [5 * GIB] * 2, []), "remote", "too small; needed are 12.0 GiB"),
+    ],
+)
+def test_route(given, branch, why):
+    route = choose(*given)
+    assert route.branch == branch and re.search(why, route.why)
+
+
+def test_run_interruptibly():
+    async def work():
+        return 5
+
+    async def own_timeout():
+        raise TimeoutError("of the work")
+
+    class Interrupt(BaseException):
+        pass
+
+    assert run_interruptibly(work, lambda: None) == 5
+    with pytest.raises(TimeoutError, match="of the work"):
+        run_interruptibly(own_timeout, lambda: None)
+
+    tidied, calls = [], itertools.count()
+
+    async def slow():
+        import asyncio
+
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.1)
+            tidied.append(True)
+
+    def check():
+        if next(calls) == 3:
+            raise Interrupt
+
+    began = time.monotonic()
+    with pytest.raises(Interrupt):
+        run_interruptibly(slow, check, every=0.05)
+    assert tidied and time.monotonic() - began < 5
+
+
+def test_an_interrupt_in_the_very_moment_of_an_answer_is_no_answer():
+    import asyncio
+
+    async def main():
+        answer = asyncio.get_running_loop().create_future()
+        waiting = asyncio.ensure_future(within(60, answer))
+        await asyncio.sleep(0.01)
+        answer.set_result("in time")
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert await within(1, asyncio.sleep(0, "done")) == "done"
+        with pytest.raises(asyncio.TimeoutError):
+            await within(0.01, asyncio.sleep(60))
+
+    asyncio.run(main())
+
+
+def test_the_address_is_all_that_tests_change(fal, tmp_path):
+    """Without an address the same code speaks to fal's own hosts."""
+    import asyncio
+
+    import fal_client
+    from klein_cns.remote.client import Api
+
+    async def urls(address):
+        async with Api(KEY, address, replace(QUICK)) as api:
+            handle = api._handle("some-id")
+            real = await fal_client.AsyncClient(key=KEY).get_handle(fal_fields.EDIT_ENDPOINT, "some-id")
+            return handle, real
+
+    handle, real = asyncio.run(urls(None))
+    assert (handle.status_url, handle.response_url, handle.cancel_url) == (
+        real.status_url, real.response_url, real.cancel_url
+    )
+    assert handle.status_url == "https://queue.fal.run/fal-ai/flux-2/requests/some-id/status"
+    handle, _ = asyncio.run(urls(fal.url))
+    assert handle.status_url == f"{fal.url}/fal-ai/flux-2/requests/some-id/status"
