@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from comfy_host import Failed
+from comfy_host import ROOT, Failed
 from klein_cns.klein.architecture import WANTED
 from klein_cns.sampler import CNSParams
 from safetensors.torch import load_file, save_file
@@ -17,6 +19,7 @@ FOLDER = {
     "text_encoder": "diffusers/tiny-klein/text_encoder",
     "vae": "diffusers/tiny-klein/vae",
 }
+EXAMPLES = ROOT / "example_workflows"
 OFF = CNSParams(enable_cns=False)
 
 
@@ -66,6 +69,21 @@ def custom_sampling(name, params, cns_seed=-1, noise=None, sigmas=None, latent=(
             sigmas=["sigmas", 0], latent_image=list(latent),
         ),
     }  # fmt: skip
+
+
+def example(name):
+    """The API-format twin of an example workflow."""
+    return json.loads((EXAMPLES / "api" / f"{name}.json").read_text())
+
+
+def shortened(prompt):
+    """An example with fewer steps and small pictures, and otherwise as it stands."""
+    for one in prompt.values():
+        if "steps" in one["inputs"]:
+            one["inputs"]["steps"] = 2
+        if one["class_type"] == "KleinEditConditioner" and one["inputs"]["image_size"] != "auto":
+            one["inputs"] |= {"image_size": "custom", "width": 96, "height": 64}
+    return prompt
 
 
 def cns_values(params, switch=True):

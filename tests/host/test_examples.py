@@ -6,13 +6,15 @@ import copy
 import json
 
 import pytest
-from comfy_graph import failure
-from comfy_host import ROOT
+from comfy_graph import EXAMPLES, example, failure, shortened
 from klein_cns.klein.architecture import WANTED
 from PIL import Image
 
-FOLDER = ROOT / "example_workflows"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.json"))
+LOCAL = {
+    "edit_one_picture", "edit_four_pictures_lora_cns", "masked_edit", "text_to_image", "cns_on_off", "custom_sampling",
+}  # fmt: skip
+REMOTE = {"edit_on_fal", "local_and_fal", "local_or_fal"}  # test_fal.py runs them
 
 
 @pytest.fixture(scope="module")
@@ -25,27 +27,17 @@ def picture(server, photo):
     image.save(server.base / "input" / "example.png")
 
 
-def api(name):
-    return json.loads((FOLDER / "api" / f"{name}.json").read_text())
-
-
 def test_all_are_there():
-    assert {"edit_one_picture", "masked_edit", "text_to_image", "cns_on_off", "custom_sampling"} <= set(NAMES)
+    assert set(NAMES) == LOCAL | REMOTE
     for name in NAMES:
-        with Image.open(FOLDER / f"{name}.jpg") as preview:
+        with Image.open(EXAMPLES / f"{name}.jpg") as preview:
             preview.verify()
-    assert sorted(path.stem for path in (FOLDER / "api").glob("*.json")) == NAMES
+    assert sorted(path.stem for path in (EXAMPLES / "api").glob("*.json")) == NAMES
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(LOCAL))
 def test_it_runs_on_tiny_files(server, picture, name):
-    """With fewer steps and small pictures, and otherwise as it stands."""
-    prompt = api(name)
-    for one in prompt.values():
-        if "steps" in one["inputs"]:
-            one["inputs"]["steps"] = 2
-        if one["class_type"] == "KleinEditConditioner" and one["inputs"]["image_size"] != "auto":
-            one["inputs"] |= {"image_size": "custom", "width": 96, "height": 64}
+    prompt = shortened(example(name))
     outputs = server.run(prompt)["outputs"]
     saved = [image for output in outputs.values() for image in output.get("images", []) if image["type"] == "output"]
     assert len(saved) == sum(one["class_type"] == "SaveImage" for one in prompt.values())
@@ -57,7 +49,7 @@ def test_it_runs_on_tiny_files(server, picture, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_twin_says_the_same(name):
     """Node for node, value for value, link for link; what the frontend saves by position is checked by name."""
-    workflow, prompt = json.loads((FOLDER / f"{name}.json").read_text()), api(name)
+    workflow, prompt = json.loads((EXAMPLES / f"{name}.json").read_text()), example(name)
     nodes = {str(one["id"]): one for one in workflow["nodes"] if one["type"] != "MarkdownNote"}
     assert workflow["version"] == 0.4 and nodes.keys() == prompt.keys()
     links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
@@ -73,7 +65,7 @@ def test_the_twin_says_the_same(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loader_says_where_its_files_are(name):
     """So that the frontend can offer the missing ones."""
-    workflow = json.loads((FOLDER / f"{name}.json").read_text())
+    workflow = json.loads((EXAMPLES / f"{name}.json").read_text())
     for one in workflow["nodes"]:
         if one["type"] != "KleinBaseLoader":
             continue
@@ -88,7 +80,7 @@ def test_the_loader_says_where_its_files_are(name):
 
 def test_a_mask_that_is_not_painted_is_refused(server, picture, photo):
     photo.resize((96, 64)).save(server.base / "input" / "unpainted.png")
-    prompt = copy.deepcopy(api("masked_edit"))
+    prompt = copy.deepcopy(example("masked_edit"))
     for one in prompt.values():
         if one["class_type"] == "LoadImage":
             one["inputs"]["image"] = "unpainted.png"

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfy_graph import OFF, SINGLE, failure, give, graph, made, node
+from comfy_graph import OFF, SINGLE, example, failure, give, graph, made, node, shortened
 from comfy_host import Failed, Server
 from fal_server import KEY, FalServer, answer, png, stall
 from klein_cns.klein.architecture import WANTED
+from PIL import Image
 
 PACKAGES = (  # fal-client and what it needs, for a ComfyUI that has none of it
     "fal_client", "httpx", "httpcore", "h11", "anyio", "sniffio", "certifi", "idna", "aiofiles", "asyncstdlib",
@@ -175,6 +176,21 @@ def test_a_repeat_of_a_finished_run_is_not_submitted_again(keyed, fal):
     changed = remote_graph("repeat", prompt="once", max_cost_usd=0.6)  # so ComfyUI runs the node again
     assert texts(keyed.run(changed))["cost"] == 0
     assert len(fal.requests) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("edit_on_fal", [(64, 48)]), ("local_and_fal", [(64, 48), (96, 64)]), ("local_or_fal", [(64, 48)])],
+)
+def test_the_examples(keyed, fal, photo, name, sizes):
+    """The last on a machine without an accelerator."""
+    photo.resize((96, 64)).save(keyed.base / "input" / "example.png")
+    before = len(fal.requests)
+    outputs = keyed.run(shortened(example(name)))["outputs"].values()
+    saved = [image for output in outputs for image in output.get("images", []) if image["type"] == "output"]
+    found = [keyed.base / "output" / image["subfolder"] / image["filename"] for image in saved]
+    assert sorted(Image.open(path).size for path in found) == sizes
+    assert len(fal.requests) == before + 1
 
 
 def test_several_pictures_are_a_list_of_their_own_sizes(keyed, fal):
