@@ -13,7 +13,8 @@ import torch
 
 from ..klein.architecture import TEXT_LAYERS, WANTED
 from ..klein.convert import diffusers_to_bfl
-from ..klein.inspect import Identity, weight_files
+from ..klein.files import weight_files
+from ..klein.identify import Identity
 from ..weights.architecture import TINY
 
 DIFFUSERS = "diffusers"

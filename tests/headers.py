@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 from klein_cns.klein.convert import diffusers_to_bfl
-from klein_cns.klein.inspect import Header, Tensor
+from klein_cns.klein.files import Header
+from klein_cns.weights.header import Tensor
 
 ADVICE = {  # what is needed, its usual name, where it is published, the folder
     "transformer": (
