@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..lora import LoraSpec, Report, parse_loras
+from ..lora.read import find_weights, stamp
 from ..sampler.noise import checked_batch_index
 from ..sampler.progress import ProgressMatrix, reference_progress, resolve_progress
 from .denoiser import denoise, guided_velocity, initial_noise
@@ -75,6 +76,7 @@ class KleinPipeline:
         self.model = model
         self.loras: list[LoraSpec] = []
         self.lora_reports: list[Report] = []  # of `loras`: format, base, how much of each applies and how
+        self._lora_stamps: list[tuple[object, ...]] = []
 
     @classmethod
     def from_pretrained(
@@ -99,7 +101,14 @@ class KleinPipeline:
         return cls(pipe, model if model.count("/") == 1 and not Path(model).exists() else Path(model).name)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a diffusers folder that `from_pretrained` reads."""
+        """Write a diffusers folder that `from_pretrained` reads.
+
+        Raises:
+            ValueError: LoRAs are loaded, which would be written into the weights.
+        """
+        if self.loras:
+            names = ", ".join(Path(lora.path).name for lora in self.loras)
+            raise ValueError(f"LoRAs are loaded ({names}); take them off with set_loras([]), save, and set them again.")
         self.pipe.save_pretrained(folder)
 
     def set_loras(self, loras: Sequence[Any]) -> None:
@@ -113,10 +122,11 @@ class KleinPipeline:
         from ..lora.peft_host import set_loras
 
         specs = parse_loras(loras)
-        if specs != self.loras:
-            self.loras, self.lora_reports = [], []
+        stamps = [stamp(find_weights(spec.path)) for spec in specs]  # a LoRA trained on has another under its name
+        if (specs, stamps) != (self.loras, self._lora_stamps):
+            self.loras, self.lora_reports, self._lora_stamps = [], [], []
             self.lora_reports = set_loras(self.pipe, specs)
-            self.loras = specs
+            self.loras, self._lora_stamps = specs, stamps
 
     def __call__(
         self,

@@ -6,30 +6,20 @@ import re
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Container, Mapping, Sequence
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any
 
-import comfy.utils
 import torch
 from comfy.patcher_extension import PatcherInjection
-from comfy.quant_ops import QuantizedTensor
 from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter, WeightAdapterBase
 from torch import Tensor
 
 from ..lora import LoHa, LoKr, LowRank, Update
 from ..lora.updates import FORMS
 from ..weights.architecture import Architecture, architecture
+from .lora_bypass import Bypass, Strong, is_quantised
 
 APPLY = ("auto", "merge", "bypass")
 PREFIX = "diffusion_model."
-FP8 = tuple(getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name))
-
-
-class Strong(NamedTuple):
-    """An update with the strength of its LoRA."""
-
-    update: Update
-    strength: float
 
 
 class DoraPatch(WeightAdapterBase):
@@ -67,29 +57,6 @@ class DoraPatch(WeightAdapterBase):
             update.within(total).add_(update.change(own, base))
         weight += function((strength * total).to(weight.dtype))
         return weight
-
-
-class Bypass:
-    """Adds ``strength · update(x)`` of every update to a layer's output; weights are not touched.
-
-    Forward hooks, unlike ComfyUI's own replaced ``forward``, nest and come off in any order.
-    """
-
-    def __init__(self, updates: dict[str, list[Strong]]) -> None:
-        self.updates = updates
-        self._hooks: WeakKeyDictionary[torch.nn.Module, list[Any]] = WeakKeyDictionary()
-
-    def inject(self, patcher: Any) -> None:
-        if self._hooks.get(patcher.model):
-            return
-        self._hooks[patcher.model] = [
-            comfy.utils.get_attr(patcher.model, key.removesuffix(".weight")).register_forward_hook(_adding(strong))
-            for key, strong in self.updates.items()
-        ]
-
-    def eject(self, patcher: Any) -> None:
-        for hook in self._hooks.pop(patcher.model, []):
-            hook.remove()
 
 
 def architecture_of(model: Any) -> Architecture:
@@ -152,12 +119,6 @@ def apply_updates(
     return clone, how
 
 
-def is_quantised(model: Any, key: str) -> bool:
-    """Whether merging into this weight would round it to its quantised form again."""
-    weight = comfy.utils.get_attr(model.model, key)
-    return isinstance(weight, QuantizedTensor) or weight.dtype in FP8
-
-
 def _is_bypassed(model: Any, key: str, update: Update, apply: str) -> bool:
     if update.magnitude is not None:
         if apply == "bypass":
@@ -175,24 +136,6 @@ def _add_patches(model: Any, patches: Mapping[Any, Any], strength: float = 1.0) 
     missed = [key for key in patches if key not in added]
     if missed:
         raise ValueError(f"the model does not take a change of {missed[0]}; choose apply bypass, or load it otherwise.")
-
-
-def _adding(strong: Sequence[Strong]) -> Any:
-    """A forward hook; the factors are moved to the activations' device and dtype at its first call."""
-    moved: dict[tuple[torch.device, torch.dtype], list[Strong]] = {}
-
-    def add(module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = args[0]
-        where = (x.device, x.dtype)
-        if where not in moved:
-            moved.clear()
-            moved[where] = [one._replace(update=one.update.to(*where)) for one in strong]
-        for update, strength in moved[where]:
-            start, length = update.rows or (0, output.shape[-1])
-            output.narrow(-1, start, length).add_(update.form.apply(x), alpha=strength)
-        return output
-
-    return add
 
 
 def _patch(update: Update) -> Any:

@@ -123,3 +123,24 @@ def test_a_file_that_would_apply_in_part_is_refused_and_leaves_nothing_behind(ow
     file.write_bytes(b"\xff" * 100)
     with pytest.raises(ValueError, match=r"LoRA bad.safetensors is no safetensors file"):
         own.set_loras([str(file)])
+
+
+def test_a_lora_that_was_trained_on_is_read_again(own, tmp_path):
+    file = tmp_path / "a.safetensors"
+    results = []
+    for seed in (1, 2):
+        write_lora(file, own, seed=seed)
+        own.set_loras([str(file)])
+        results.append(own("a cat", **SMALL).latents)
+    own.set_loras([])
+    assert not torch.allclose(*results, atol=1e-2)
+
+
+def test_a_pipeline_with_loras_is_not_saved(own, tmp_path):
+    file = tmp_path / "a.safetensors"
+    write_lora(file, own, seed=1)
+    own.set_loras([str(file)])
+    with pytest.raises(ValueError, match=r"LoRAs are loaded \(a.safetensors\); take them off with set_loras"):
+        own.save_pretrained(tmp_path / "saved")
+    own.set_loras([])
+    assert not (tmp_path / "saved").exists()

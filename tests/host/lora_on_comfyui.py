@@ -2,10 +2,11 @@
 
     python lora_on_comfyui.py PACK CASES.json
 
-CASES.json: ``weights`` (a BFL state dict), ``quantise`` (none, fp8 storage, or a format of ComfyUI), ``inputs``, and
-``cases``: each a list of steps on a fresh MODEL, either ``{"klein": [[file, strength], ...], "apply": mode}`` or
-``{"comfyui": file, "strength": s, "bypass": bool}``, and where to write what came out: every weight as it acts under
-BFL's name, ``output``, the model's, and in the metadata how the updates of each LoRA were applied.
+CASES.json: ``weights`` (a BFL state dict), ``quantise`` (none, fp8 storage, or a format of ComfyUI), ``inputs``,
+``compile`` (whether the output is taken through torch.compile too), and ``cases``: each a list of steps on a fresh
+MODEL, either ``{"klein": [[file, strength], ...], "apply": mode}`` or ``{"comfyui": file, "strength": s, "bypass":
+bool}``, and where to write what came out: every weight as it acts under BFL's name, ``output``, the model's, and in the
+metadata how the updates of each LoRA were applied.
 """
 
 import importlib.util
@@ -77,17 +78,19 @@ def step(model, given):
     return apply_updates(model, stack, given["apply"])
 
 
-def measure(model, inputs, names):
-    """Effective weights by unit vectors, so that merged and bypassed count alike; and the model's output."""
+def measure(model, inputs, names, compiled=None):
+    """Effective weights by unit vectors, so that merged and bypassed count alike; and the model's output, plain and
+    through ``compiled``."""
     comfy.model_management.load_models_gpu([model], force_full_load=True)
     found = {}
     for name in names:
         module = comfy.utils.get_attr(model.model, "diffusion_model." + name.removesuffix(".weight"))
         columns = module.weight.shape[1]
         found[name] = module(torch.eye(columns)).T.float().contiguous()
-    found["output"] = model.model.diffusion_model(
-        inputs["x"], timestep=inputs["sigma"], context=inputs["context"]
-    ).float().contiguous()
+    for name, run in (("output", model.model.diffusion_model), ("compiled", compiled)):
+        if run is not None:
+            output = run(inputs["x"], timestep=inputs["sigma"], context=inputs["context"])
+            found[name] = output.float().contiguous()
     return found
 
 
@@ -96,15 +99,16 @@ def main():
     state, inputs = load_file(given["weights"]), load_file(given["inputs"])
     model = load_model(state, given["quantise"])
     names = [name for name, tensor in state.items() if tensor.ndim == 2]
-    save_file(measure(model, inputs, names), given["plain"])
+    compiled = torch.compile(model.model.diffusion_model, backend="eager") if given["compile"] else None
+    save_file(measure(model, inputs, names, compiled), given["plain"])
     for case in given["cases"]:
         changed = model
         how = []
         for one in case["steps"]:
             changed, counts = step(changed, one)
             how += counts
-        save_file(measure(changed, inputs, names), case["result"], metadata={"how": json.dumps(how)})
-    save_file(measure(model, inputs, names), given["after"])
+        save_file(measure(changed, inputs, names, compiled), case["result"], metadata={"how": json.dumps(how)})
+    save_file(measure(model, inputs, names, compiled), given["after"])
 
 
 main()

@@ -43,12 +43,12 @@ class Cases:
     def add(self, *steps):
         self.cases.append({"steps": steps, "result": str(self.folder / f"result{len(self.cases)}.safetensors")})
 
-    def run(self, quantise=""):
+    def run(self, quantise="", compile=False):
         """(plain, the result of each case, plain again)."""
         python_folder, python = self.comfyui
         given = {name: str(self.folder / f"{name}.safetensors") for name in ("weights", "inputs", "plain", "after")}
         file = self.folder / "cases.json"
-        file.write_text(json.dumps({**given, "quantise": quantise, "cases": self.cases}))
+        file.write_text(json.dumps({**given, "quantise": quantise, "compile": compile, "cases": self.cases}))
         done = subprocess.run(
             [python, SCRIPT, ROOT, file], cwd=python_folder, capture_output=True, text=True, check=False, timeout=600,
             env={**os.environ, "PYTHONPATH": str(python_folder)},
@@ -152,6 +152,22 @@ def test_stacks_add_up_merged_and_bypassed(cases, state, tmp_path, diffusers_out
         expected = [*deltas, own_delta] if i % 6 in (1, 2, 3, 4) else deltas
         assert_changed_by(result, plain, *expected)
         assert_same_output(result["output"], diffusers_output(cases, *expected))
+
+
+@pytest.mark.parametrize("apply", ["merge", "bypass"])
+def test_a_compiled_model_follows_every_change(cases, state, tmp_path, apply, seed):
+    """One compiled model: without LoRA, at two strengths, without again, and beside ComfyUI's own bypass."""
+    own, _ = saved(COMFYUI_READS, state, tmp_path, seed + 9)
+    lora, _ = saved(PLAIN[0], state, tmp_path, seed)
+    for strength in (1.0, 0.5, 0.0, 1.0):
+        cases.add({"klein": [[lora[0], strength]], "apply": apply})
+    cases.add({"klein": [lora], "apply": apply}, {"comfyui": own[0], "strength": own[1], "bypass": True})
+    plain, found, after = cases.run(compile=True)
+    assert torch.equal(plain["output"], after["output"])
+    for result in (plain, *found, after):
+        assert_same_output(result["compiled"], result["output"])
+    outputs = [result["output"] for result in found]
+    assert float((outputs[0] - outputs[1]).abs().max()) > 1e-4 < float((outputs[0] - outputs[4]).abs().max())
 
 
 def test_a_dora_stands_on_the_base_weight_wherever_it_stands_in_a_stack(cases, state, tmp_path, diffusers_output, seed):
