@@ -15,8 +15,9 @@ from .errors import LoraError
 CONFIG_FILE = "adapter_config.json"
 MAX_CONFIG = 2_000_000  # bytes
 MAX_PATTERN = 256  # characters
-# Patterns are regular expressions from a stranger: no repeated group, few repetitions, so that none takes long.
-UNSAFE_PATTERN = re.compile(r"\)[*+?{]|\(\?|\\\d|(?:[*+{].*){4}")
+MAX_PATTERNS = 256  # klein has fewer modules
+# Patterns are regular expressions from a stranger: no repeated group, few places with a choice, so that none takes long.
+UNSAFE_PATTERN = re.compile(r"\)[*+?{]|\(\?|\\\d|(?:[*+?{|].*){4}", re.DOTALL)
 METADATA_KEY = "lora_adapter_metadata"  # where diffusers puts the config
 FIELDS = ("peft_type", "r", "lora_alpha", "alpha", "alpha_pattern", "use_rslora", "use_dora")
 
@@ -96,6 +97,8 @@ def _config(label: str, stored: Any) -> AdapterConfig:
     if kind not in ("LORA", "LOKR", "LOHA"):
         raise LoraError(f"LoRA {label} is a {kind[:100]} of peft; LORA, LOKR and LOHA are supported.")
     patterns = get("alpha_pattern", (dict,), {})
+    if len(patterns) > MAX_PATTERNS:
+        raise LoraError(f"LoRA {label}: alpha_pattern has {len(patterns)} patterns; at most {MAX_PATTERNS} are read.")
     for pattern, alpha in patterns.items():
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not _is_usable(alpha):
             raise LoraError(f"LoRA {label}: alpha_pattern has {str(alpha)[:100]!r}; it must be a finite number.")

@@ -168,6 +168,9 @@ def test_a_norms_scale_may_change(file):
         ('{"alpha_pattern": {"to_q": null}}', "alpha_pattern has 'None'"),
         ('{"alpha_pattern": {"((a+)+)+x": 1}}', "is no simple pattern of module names"),
         ('{"alpha_pattern": {"(": 1}}', "is no simple pattern"),
+        (json.dumps({"alpha_pattern": {".?" * 30 + "!": 1}}), "is no simple pattern"),
+        (json.dumps({"alpha_pattern": {"(.|.)" * 30 + "!": 1}}), "is no simple pattern"),
+        (json.dumps({"alpha_pattern": dict.fromkeys(map(str, range(300)), 1)}), "has 300 patterns; at most 256"),
         ('{"use_dora": true}', "says in its config that it is a DoRA, but has no magnitude"),
         ("9" * 3_000_000, "is larger than"),
     ],
@@ -177,6 +180,17 @@ def test_configs_that_are_wrong(tmp_path, config, says):
     (tmp_path / "adapter_config.json").write_text(config)
     with pytest.raises(LoraError, match=says):
         load_lora(tmp_path, TINY)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"^transformer_blocks\.0\.attn\.to_q$", r".*blocks\.\d+\.attn.*to_q", r"(to_q|to_x|to_y)", "blocks.[0-3].attn.to_q"],
+)
+def test_patterns_that_trainers_write(tmp_path, pattern):
+    save_file(attention(1, "q"), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 2, "alpha_pattern": {pattern: 6}}))
+    matches = re.match(rf"(.*\.)?({pattern})$", "transformer_blocks.0.attn.to_q")  # as peft does
+    assert load_lora(tmp_path, TINY).report.alpha == ("6" if matches else "2")
 
 
 def test_a_config_counts_where_it_must_belong_to_the_file(tmp_path):
