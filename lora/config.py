@@ -16,7 +16,7 @@ CONFIG_FILE = "adapter_config.json"
 MAX_CONFIG = 2_000_000  # bytes
 MAX_PATTERN = 256  # characters
 MAX_PATTERNS = 256  # klein has fewer modules
-# Patterns are regular expressions from a stranger: no repeated group, few places with a choice, so that none takes long.
+# Patterns are regular expressions from a stranger: no repeated group, few choices, so that none takes long.
 UNSAFE_PATTERN = re.compile(r"\)[*+?{]|\(\?|\\\d|(?:[*+?{|].*){4}", re.DOTALL)
 METADATA_KEY = "lora_adapter_metadata"  # where diffusers puts the config
 FIELDS = ("peft_type", "r", "lora_alpha", "alpha", "alpha_pattern", "use_rslora", "use_dora")

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from .config import AdapterConfig
 from .errors import LoraError
-from .names import UNSUPPORTED, Place
+from .names import ROLES, UNSUPPORTED, Place
 from .updates import Form, Full, LoHa, LoKr, LowRank
+
+KNOWN = {*ROLES.values(), *UNSUPPORTED}
 
 
 class Module(NamedTuple):
@@ -51,9 +53,12 @@ class _Builder:
 
     def error(self, fault: str) -> LoraError:
         """``fault`` in a sentence; its ``{}`` is the module's name."""
-        return LoraError(f"LoRA {self.label} {fault.format(self.module.name)}; download or convert it again.")
+        return LoraError(f"LoRA {self.label} {fault.replace('{}', self.module.name)}; download or convert it again.")
 
     def change(self) -> Change:
+        unknown = [role for role in self.left if role not in KNOWN]
+        if unknown:
+            raise self.error(f"has a parameter {unknown[0]} of {{}} that is not understood")
         alpha = self._alpha()
         magnitude = self.left.pop("magnitude", None)
         roles = set(self.left)
@@ -67,6 +72,8 @@ class _Builder:
             form = Full(self.left.pop("diff"))
         else:
             raise self.error("has a DoRA magnitude for {} but no factors")
+        if "scalar" in self.left and not isinstance(form, Full):  # LyCORIS: a factor that was trained
+            form = form._replace(scale=form.scale * self._number("scalar"))
         rest = [role for role in self.left if role not in UNSUPPORTED]
         if rest:
             raise self.error(f"changes {{}} in two forms at once, {form.name} and {rest[0]}")
@@ -79,12 +86,15 @@ class _Builder:
         return Change(self.module, form, magnitude, alpha)
 
     def _alpha(self) -> float | None:
-        stored = self.left.pop("alpha", None)
-        if stored is None:
+        if "alpha" not in self.left:
             return self.config.alpha_of(self.module.place.module)
-        if stored.numel() != 1 or not math.isfinite(alpha := float(stored)):
-            raise self.error("has an alpha for {} that is no finite number")
-        return alpha
+        return self._number("alpha")
+
+    def _number(self, role: str) -> float:
+        stored = self.left.pop(role)
+        if stored.numel() != 1 or not math.isfinite(number := float(stored)):
+            raise self.error(f"has as {role} of {{}} no finite number")
+        return number
 
     def _factor(self, role: str) -> Tensor:
         """A factor as a matrix; trailing axes of length 1, as of a 1x1 convolution, are dropped."""

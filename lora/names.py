@@ -20,7 +20,7 @@ ROLES = {
     "lora_B": "up", "lora_up": "up", "lora.up": "up", "lora_linear_layer.up": "up",
     "dora_scale": "magnitude", "lora_magnitude_vector": "magnitude",
     "w_norm": "diff",
-    **{name: name for name in ("alpha", "diff")},
+    **{name: name for name in ("alpha", "scalar", "diff")},
     **{f"lokr_{name}": f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")},
     **{f"hada_{name}": f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b")},
 }  # fmt: skip
@@ -41,7 +41,7 @@ UNSUPPORTED = {
     "a2": "GLoRA is not supported",
     "b1": "GLoRA is not supported",
     "b2": "GLoRA is not supported",
-    "set_weight": "it replaces the weight, which no strength can scale",
+    **dict.fromkeys(("set_weight", "modules_to_save"), "it replaces the weight, which no strength can scale"),
     "reshape_weight": "it changes the weight's size",
     "lora_embedding_A": "klein has no embedding tables",
     "lora_embedding_B": "klein has no embedding tables",

@@ -89,7 +89,7 @@ def test_what_would_apply_in_part_or_wrongly_is_refused(file):
         ({**whole, up: torch.randn(128)}, r"holds up of .* in the shape \[128\], which is no matrix"),
         ({**whole, up: torch.full((128, 2), float("nan"))}, r"holds NaN or infinite values in up of transformer\."),
         ({**whole, Q.format(1, "v", "A"): torch.full((2, 128), -float("inf"))}, r"NaN or infinite values in down of"),
-        ({**whole, up.replace("lora_B.weight", "alpha"): torch.tensor(float("nan"))}, r"an alpha for .* no finite"),
+        ({**whole, up.replace("lora_B.weight", "alpha"): torch.tensor(float("nan"))}, r"has as alpha of .* no finite"),
         ({**whole, up.replace("lora_B.weight", "diff"): torch.ones(128, 128)}, r"in two forms at once, LoRA and diff"),
         ({**whole, up.replace("lora_B", "lora_up"): torch.ones(128, 2)}, r"gives up of .* twice"),
         ({**whole, **low_rank("double_blocks.0.img_attn.qkv", 384, prefix="")}, r"changes one weight twice, as do"),
@@ -107,6 +107,21 @@ def test_what_would_apply_in_part_or_wrongly_is_refused(file):
         refused(file, tensors, says)
 
 
+def test_a_parameter_that_is_not_understood_is_no_change_without_it(file):
+    whole = attention()
+    for name in ("lora_E", "lora_E.default", "weight", "base_layer.weight"):
+        key = f"transformer.transformer_blocks.0.attn.to_q.{name}"
+        refused(file, {**whole, key: torch.ones(2, 1)}, rf"parameter {name} of transformer\..*to_q that is not under")
+
+
+def test_a_trained_scalar_of_lycoris_is_a_factor(file):
+    factors = {"lokr_w1": torch.randn(4, 4), "lokr_w2": torch.randn(32, 32)}
+    save_file({f"lycoris_proj_out.{name}": t for name, t in {**factors, "scalar": torch.tensor([0.25])}.items()}, file)
+    (update,) = load_lora(file, TINY).updates
+    expected = 0.25 * torch.kron(factors["lokr_w1"], factors["lokr_w2"])
+    torch.testing.assert_close(update.change(1.0, expected), expected)
+
+
 def test_what_klein_lacks_is_left_out_and_reported(file):
     tensors = {
         **attention(),
@@ -118,6 +133,7 @@ def test_what_klein_lacks_is_left_out_and_reported(file):
         "transformer.norm_out.linear.alpha": torch.tensor(4.0),
         "transformer.proj_out.oft_blocks": torch.ones(2, 2),
         "something": torch.ones(1),
+        "transformer.double_stream_modulation_img.linear.modules_to_save.weight": torch.ones(768, 128),
         **{f"transformer.single_transformer_blocks.0.attn.to_out.{n}": torch.ones(2, 2)
            for n in ("lora_mid.weight", "lora_up.weight", "lora_down.weight")},
     }  # fmt: skip
@@ -131,11 +147,12 @@ def test_what_klein_lacks_is_left_out_and_reported(file):
         "transformer.context_embedder": "klein has no biases",
         "transformer.norm_out.linear": "an alpha without factors",
         "transformer.proj_out": "OFT is not supported",
+        "transformer.double_stream_modulation_img.linear": "it replaces the weight, which no strength can scale",
         "transformer.single_transformer_blocks.0.attn.to_out": "Tucker factors belong to convolutions, klein has none",
         "lora_te1_text_model_encoder_layers_0_mlp_fc1": "a text encoder's weight; a klein LoRA changes the transformer "
         "alone",
     }
-    assert (lora.report.applied, lora.report.total) == (7, 13)
+    assert (lora.report.applied, lora.report.total) == (7, 14)
     text = str(lora.report)
     assert all(f"left out: {module} ({why})" in text for module, why in left.items())
     assert json.loads(json.dumps(lora.report.to_dict()))["left_out_count"] == len(left)
@@ -184,7 +201,7 @@ def test_configs_that_are_wrong(tmp_path, config, says):
 
 @pytest.mark.parametrize(
     "pattern",
-    [r"^transformer_blocks\.0\.attn\.to_q$", r".*blocks\.\d+\.attn.*to_q", r"(to_q|to_x|to_y)", "blocks.[0-3].attn.to_q"],
+    [r"^transformer_blocks\.0\.attn\.to_q$", r".*blocks\.\d+\.attn.*to_q", r"(to_q|to_x|to_y)", "blocks.[0-3].to_q"],
 )
 def test_patterns_that_trainers_write(tmp_path, pattern):
     save_file(attention(1, "q"), tmp_path / "adapter_model.safetensors")
