@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .config import AdapterConfig
 from .errors import LoraError
-from .names import ROLES, UNSUPPORTED, Place
+from .names import ROLES, UNSUPPORTED, UP_BIAS, Place
 from .updates import Form, Full, LoHa, LoKr, LowRank
 
-KNOWN = {*ROLES.values(), *UNSUPPORTED}
+KNOWN = {*ROLES.values(), *UNSUPPORTED, UP_BIAS}
 
 
 class Module(NamedTuple):
@@ -51,14 +51,16 @@ class _Builder:
         if twice:
             raise self.error(f"gives {twice[0]} of {{}} twice")
 
-    def error(self, fault: str) -> LoraError:
+    def error(self, fault: str, remedy: str = "download or convert it again") -> LoraError:
         """``fault`` in a sentence; its ``{}`` is the module's name."""
-        return LoraError(f"LoRA {self.label} {fault.replace('{}', self.module.name)}; download or convert it again.")
+        return LoraError(f"LoRA {self.label} {fault.replace('{}', self.module.name)}; {remedy}.")
 
     def change(self) -> Change:
         unknown = [role for role in self.left if role not in KNOWN]
         if unknown:
             raise self.error(f"has a parameter {unknown[0]} of {{}} that is not understood")
+        if UP_BIAS in self.left:
+            raise self.error("trains a bias (lora_bias) of {}, which klein does not have", "train it without")
         alpha = self._alpha()
         magnitude = self.left.pop("magnitude", None)
         roles = set(self.left)
@@ -124,7 +126,7 @@ class _Builder:
         )
         form = LoKr(w1, w2, 1.0)
         if self.config.peft_type == "LOKR":  # peft scales whole factors too
-            return form._replace(scale=_scale(alpha, form.rank or self.config.rank or 1))
+            return form._replace(scale=_scale(alpha, form.rank or self.config.rank_of(self.module.place.module) or 1))
         return form._replace(scale=_scale(alpha, form.rank)) if form.rank else form
 
     def _loha(self, alpha: float | None) -> LoHa:

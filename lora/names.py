@@ -24,6 +24,7 @@ ROLES = {
     **{f"lokr_{name}": f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")},
     **{f"hada_{name}": f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b")},
 }  # fmt: skip
+UP_BIAS = "lora_bias"  # role of peft's lora_B.bias, which is part of the change
 NO_BIAS = "klein has no biases"
 TUCKER = "Tucker factors belong to convolutions, klein has none"
 UNSUPPORTED = {
@@ -78,7 +79,7 @@ class Place(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """A key taken apart. ``role``: a value of `ROLES`, or a key of `UNSUPPORTED`."""
+    """A key taken apart. ``role``: a value of `ROLES`, a key of `UNSUPPORTED`, or `UP_BIAS`."""
 
     module: str
     role: str
@@ -90,7 +91,9 @@ def parse(key: str) -> Parameter | None:
     found = PARAMETER.fullmatch(key) if len(key) <= MAX_KEY else None
     if found is None:
         return None
-    role = "diff_b" if found["kind"] == "bias" else ROLES.get(found["role"], found["role"])
+    role = ROLES.get(found["role"], found["role"])
+    if found["kind"] == "bias":
+        role = UP_BIAS if role == "up" else "diff_b"
     return Parameter(found["module"], role, found["adapter"])
 
 

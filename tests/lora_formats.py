@@ -91,6 +91,10 @@ FORMATS = {
     "peft, LoKr": Format(
         "diffusers", dotted("base_model.model."), "lokr", config={"peft_type": "LOKR", "r": RANK, "alpha": 5}
     ),
+    "peft, LoKr, patterns": Format(
+        "diffusers", dotted("base_model.model."), "lokr",
+        config={"peft_type": "LOKR", "r": 2 * RANK, "alpha": 5, "rank_pattern": {".*": RANK}},
+    ),
     "peft, DoRA": Format("diffusers", dotted("base_model.model."), "dora", config={**CONFIG, "use_dora": True}),
     "lora_unet_<BFL> DoRA": Format("bfl", joined("lora_unet_"), "dora", alpha=True, names=KOHYA),
     "to_q and to_v alone": Format("diffusers", dotted("transformer."), modules=("to_q", "to_v")),

@@ -114,6 +114,18 @@ def test_a_parameter_that_is_not_understood_is_no_change_without_it(file):
         refused(file, {**whole, key: torch.ones(2, 1)}, rf"parameter {name} of transformer\..*to_q that is not under")
 
 
+def test_a_bias_of_lora_b_is_part_of_the_change(file):
+    refused(file, {**attention(), Q.format(0, "q", "B").replace("weight", "bias"): torch.ones(128)}, r"trains a bias")
+
+
+def test_a_config_of_peft_that_says_nothing_special(tmp_path):
+    from peft import LoraConfig
+
+    save_file(attention(), tmp_path / "adapter_model.safetensors")
+    LoraConfig(r=2, lora_alpha=6, init_lora_weights="gaussian", target_modules=["to_q"]).save_pretrained(tmp_path)
+    assert load_lora(tmp_path, TINY).report.alpha == "6"
+
+
 def test_a_trained_scalar_of_lycoris_is_a_factor(file):
     factors = {"lokr_w1": torch.randn(4, 4), "lokr_w2": torch.randn(32, 32)}
     save_file({f"lycoris_proj_out.{name}": t for name, t in {**factors, "scalar": torch.tensor([0.25])}.items()}, file)
@@ -128,7 +140,7 @@ def test_what_klein_lacks_is_left_out_and_reported(file):
         **low_rank("transformer_blocks.0.other"),
         **low_rank("lora_te1_text_model_encoder_layers_0_mlp_fc1", prefix=""),
         **low_rank("x_embedder"),
-        "transformer.x_embedder.lora_B.bias": torch.ones(128),
+        "transformer.x_embedder.diff_b": torch.ones(128),
         "transformer.context_embedder.diff_b": torch.ones(128),
         "transformer.norm_out.linear.alpha": torch.tensor(4.0),
         "transformer.proj_out.oft_blocks": torch.ones(2, 2),
@@ -185,6 +197,11 @@ def test_a_norms_scale_may_change(file):
         ('{"alpha_pattern": {"to_q": null}}', "alpha_pattern has 'None'"),
         ('{"alpha_pattern": {"((a+)+)+x": 1}}', "is no simple pattern of module names"),
         ('{"alpha_pattern": {"(": 1}}', "is no simple pattern"),
+        ('{"init_lora_weights": "pissa_niter_4"}', "started by 'pissa_niter_4', which changes the base weights too"),
+        ('{"fan_in_fan_out": true}', "uses fan_in_fan_out of peft, which is not supported"),
+        ('{"use_qalora": true}', "uses use_qalora of peft"),
+        ('{"alora_invocation_tokens": [1, 2]}', "uses alora_invocation_tokens of peft"),
+        (json.dumps({"rank_pattern": {"(.|.)" * 30 + "!": 1}}), "rank_pattern .* is no simple pattern"),
         (json.dumps({"alpha_pattern": {".?" * 30 + "!": 1}}), "is no simple pattern"),
         (json.dumps({"alpha_pattern": {"(.|.)" * 30 + "!": 1}}), "is no simple pattern"),
         (json.dumps({"alpha_pattern": dict.fromkeys(map(str, range(300)), 1)}), "has 300 patterns; at most 256"),
