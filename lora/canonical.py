@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ..weights.architecture import Architecture
-from ..weights.layout import ADA_LAYER_NORM
+from ..weights.layout import ADA_LAYER_NORM, swap_halves
 from .base import base_of, expected_shape
 from .errors import LoraError
 from .forms import Change, Module, change_of
@@ -116,9 +116,6 @@ def _unusable(module: Module) -> LeftOut:
         return {module.name: whole}
     if set(module.parameters) <= {"alpha", "scalar", *unsupported}:
         return {module.name: NO_BIAS if unsupported else "an alpha without factors"}
-    columns = module.parameters.get("magnitude", [None])[0]
-    if columns is not None and columns.ndim == 2 and columns.shape[0] == 1 < columns.shape[1]:
-        return {module.name: "its DoRA scales columns; defined is the scale of rows"}
     return {f"{module.name}.{role}": why for role, why in unsupported.items()}
 
 
@@ -207,7 +204,8 @@ def _update(change: Change, target: Architecture) -> Update:
     place, form, magnitude = change.module.place, change.form, change.magnitude
     if place.weight == ADA_LAYER_NORM and place.layout == "diffusers":
         form = form.swap_halves()
-        magnitude = magnitude if magnitude is None else magnitude.roll(len(magnitude) // 2)
+        if magnitude is not None and magnitude.shape[0] > 1:
+            magnitude = swap_halves(magnitude)
     length = form.shape[0]
     return Update(place.weight, (place.part * length, length) if place.parts > 1 else None, form, magnitude)
 

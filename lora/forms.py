@@ -80,12 +80,17 @@ class _Builder:
         if rest:
             raise self.error(f"changes {{}} in two forms at once, {form.name} and {rest[0]}")
         if magnitude is not None:
-            magnitude = magnitude.flatten()
-            if len(magnitude) != form.shape[0] or len(form.shape) != 2:
-                raise self.error(f"has a DoRA magnitude of {len(magnitude)} for {{}}, which has {form.shape[0]} rows")
+            magnitude = self._magnitude(magnitude, form.shape)
         elif self.config.dora and isinstance(form, LowRank):
             raise self.error("says in its config that it is a DoRA, but has no magnitude for {}")
         return Change(self.module, form, magnitude, alpha)
+
+    def _magnitude(self, stored: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """[rows, 1], or of a DoRA that scales columns [1, columns]."""
+        magnitude = stored.flatten(1) if stored.ndim > 1 else stored.reshape(-1, 1)
+        if len(shape) != 2 or tuple(magnitude.shape) not in ((shape[0], 1), (1, shape[1])):
+            raise self.error(f"has a DoRA magnitude of {stored.numel()} for {{}}, which has {shape[0]} rows")
+        return magnitude
 
     def _alpha(self) -> float | None:
         if "alpha" not in self.left:
