@@ -250,6 +250,23 @@ def test_a_config_counts_where_it_must_belong_to_the_file(tmp_path):
         load_lora(empty, TINY)
 
 
+@pytest.mark.parametrize("name", ["a.sft", "a.SAFETENSORS", "a.Sft"])
+def test_every_name_that_comfyui_lists_is_read(tmp_path, name):
+    path = tmp_path / "a.safetensors"
+    save_file(attention(), path)
+    path.rename(tmp_path / name)
+    assert load_lora(tmp_path / name, TINY).report.applied == 6
+    assert load_lora(tmp_path, TINY).report.file == name
+
+
+def test_errors_name_the_file_and_not_the_machines_folders(tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(b"x")
+    for path in (tmp_path / "missing.safetensors", tmp_path / "a.ckpt", tmp_path, tmp_path / ("a" * 300)):
+        with pytest.raises(LoraError) as caught:
+            load_lora(path, TINY)
+        assert str(caught.value).startswith(f"LoRA {path.name[:200]}") and str(tmp_path.parent) not in str(caught.value)
+
+
 def test_a_file_written_again_at_once_is_read_again(file):
     """In the same size, and within one tick of the file system's clock."""
     for value in range(1, 20):
