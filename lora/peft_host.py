@@ -41,7 +41,7 @@ def set_loras(pipe: Any, specs: Sequence[LoraSpec]) -> list[Report]:
     remove_loras(pipe)
     target = architecture_of(pipe.transformer)
     loras = [load_lora(spec.path, target) for spec in specs]
-    table = {row.bfl: row for row in rows(target.double_blocks, target.single_blocks)}
+    table = {row.bfl: row for row in rows(target.double_blocks, target.single_blocks, target.guidance)}
     parts: dict[str, list[Part]] = defaultdict(list)
     for i, (lora, spec) in enumerate(zip(loras, specs, strict=True)):
         for update in lora.updates if spec.scale != 0 else ():

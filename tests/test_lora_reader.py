@@ -15,7 +15,7 @@ from klein_cns.lora import LoraError, examine_lora, load_lora
 from klein_cns.lora import load as loading
 from klein_cns.lora.canonical import canonical
 from klein_cns.lora.read import FIRST_BAD, is_finite, read_lora
-from klein_cns.weights.architecture import ARCHITECTURES, KLEIN_4B, KLEIN_9B, TINY
+from klein_cns.weights.architecture import ARCHITECTURES, DEV, KLEIN_4B, KLEIN_9B, TINY
 from safetensors.torch import save_file
 
 MUTATIONS = 10_000
@@ -58,6 +58,15 @@ def test_the_base_is_told_from_the_shapes(file, architecture):
     refused(file, tensors, says, target)
     assert examine_lora(file, target).report.base == architecture.name
     assert load_lora(file, architecture).report.applied == 1
+
+
+def test_a_whole_lora_of_dev_changes_its_guidance_too(file):
+    """With names of both layouts; the sizes are those of black-forest-labs/FLUX.2-dev."""
+    wide = DEV.hidden
+    for module, prefix in (("guidance_in.in_layer", ""), ("time_guidance_embed.guidance_embedder.linear_1", "unet.")):
+        tensors = {**low_rank(module, wide, 256, prefix=prefix), **low_rank("proj_out", 128, wide)}
+        refused(file, tensors, r"was made for FLUX\.2 \[dev\], the model is FLUX\.2 \[klein\] 9B", KLEIN_9B)
+        assert load_lora(file, DEV).report.applied == 2
 
 
 def test_flux_1_is_known(file):
