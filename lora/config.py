@@ -29,6 +29,8 @@ FIELDS = (
     "peft_type", "r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
     "init_lora_weights", *UNSUPPORTED_OPTIONS,
 )  # fmt: skip
+FLAGS = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False}
+KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table"}
 Patterns = tuple[tuple[str, float], ...]
 
 
@@ -76,7 +78,7 @@ def config_of_metadata(label: str, metadata: Mapping[str, str]) -> AdapterConfig
             if not isinstance(stored, dict):
                 raise LoraError(f"LoRA {label}: its metadata {METADATA_KEY} is no table; download it again.")
             return _config(label, {key.removeprefix("transformer."): value for key, value in stored.items()})
-        found = {name: _json(metadata[name]) for name in FIELDS if name in metadata}
+        found = {name: _plain(name, metadata[name].strip()) for name in FIELDS if name in metadata}
     except LoraError:
         raise
     except (ValueError, RecursionError) as error:
@@ -84,12 +86,17 @@ def config_of_metadata(label: str, metadata: Mapping[str, str]) -> AdapterConfig
     return _config(label, found) if found else AdapterConfig()
 
 
-def _json(text: str) -> Any:
-    """A value that metadata holds as text: Python's ``True`` and bare words too."""
+def _plain(name: str, text: str) -> Any:
+    """A field that metadata holds as text, as trainers write it: ``True``, ``yes``, ``1``, ``16.0``, ``lora``."""
+    if name == "peft_type":
+        return text.upper() or None
+    if name.startswith("use_") and text.lower() in FLAGS:
+        return FLAGS[text.lower()]
     try:
-        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+        value = json.loads({"": "null", "True": "true", "False": "false", "None": "null"}.get(text, text))
     except (ValueError, RecursionError):
         return text
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _config(label: str, stored: Any) -> AdapterConfig:
@@ -101,8 +108,10 @@ def _config(label: str, stored: Any) -> AdapterConfig:
         if value is None:
             return default
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            kind = kinds[0].__name__
-            raise LoraError(f"LoRA {label}: {name} in its config is {str(value)[:100]!r}; it must be a {kind}.")
+            raise LoraError(
+                f"LoRA {label}: {name} in its config is {str(value)[:100]!r}; it must be {KINDS[kinds[0]]}. "
+                "Correct it, or download the LoRA again."
+            )
         if isinstance(value, (int, float)) and not _is_usable(value):
             raise LoraError(f"LoRA {label}: {name} in its config is {str(value)[:100]}; it must be a finite number.")
         return value

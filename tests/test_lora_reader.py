@@ -123,6 +123,20 @@ def test_a_parameter_that_is_not_understood_is_no_change_without_it(file):
         refused(file, {**whole, key: torch.ones(2, 1)}, rf"parameter {name} of transformer\..*to_q that is not under")
 
 
+@pytest.mark.parametrize(
+    ("metadata", "scale"),
+    [
+        ({"lora_alpha": "6.0", "use_dora": "0", "alpha_pattern": "", "rank_pattern": "{}"}, 3.0),
+        ({"lora_alpha": "6", "use_rslora": "no", "use_dora": "False", "r": "16.0", "peft_type": "lora"}, 3.0),
+        ({"lora_alpha": "6", "use_rslora": "Yes", "use_qalora": "0", "init_lora_weights": "True"}, 6 / 2**0.5),
+        ({"lora_alpha": "6", "use_rslora": "1", "r": "", "peft_type": ""}, 6 / 2**0.5),
+    ],
+)
+def test_metadata_in_plain_words(file, metadata, scale):
+    save_file(attention(), file, metadata)
+    assert {update.form.scale for update in load_lora(file, TINY).updates} == {scale}
+
+
 def test_a_bias_of_lora_b_is_part_of_the_change(file):
     refused(file, {**attention(), Q.format(0, "q", "B").replace("weight", "bias"): torch.ones(128)}, r"trains a bias")
 
@@ -201,6 +215,7 @@ def test_a_norms_scale_may_change(file):
         ("{", "cannot be read as JSON"),
         ('{"peft_type": "IA3"}', "is a IA3 of peft; LORA, LOKR and LOHA are supported"),
         ('{"lora_alpha": "8"}', "lora_alpha in its config is '8'"),
+        ('{"r": 1.5}', "r in its config is '1.5'; it must be a whole number. Correct it, or"),
         ('{"lora_alpha": 1e999}', "must be a finite number"),
         ('{"use_rslora": 1}', "use_rslora in its config is '1'"),
         ('{"alpha_pattern": {"to_q": null}}', "alpha_pattern has 'None'"),
