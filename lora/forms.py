@@ -79,6 +79,8 @@ class _Builder:
         rest = [role for role in self.left if role not in UNSUPPORTED]
         if rest:
             raise self.error(f"changes {{}} in two forms at once, {form.name} and {rest[0]}")
+        if form.rank is None and self.config.peft_type != "LOKR":
+            alpha = None  # which scales no whole factors
         if magnitude is not None:
             magnitude = self._magnitude(magnitude, form.shape)
         elif self.config.dora and isinstance(form, LowRank):

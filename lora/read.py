@@ -15,6 +15,7 @@ from .errors import LoraError
 from .report import printable
 
 MAX_HEADER = 32_000_000  # bytes; a LoRA of ten thousand tensors has two million
+MAX_TENSORS = 20_000
 DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8")
 FIRST_BAD = {  # the bits of the first float that is not finite: infinity, or NaN where there is no infinity
     torch.float64: (torch.int64, "uint64", 0x7FF0 << 48),
@@ -99,7 +100,7 @@ def read_lora(file: Path) -> RawLora:
 
     label = label_of(file)
     try:
-        header, metadata = read_file_header(file, f"LoRA {label}", MAX_HEADER)
+        header, metadata = read_file_header(file, f"LoRA {label}", MAX_HEADER, MAX_TENSORS)
         _check(label, {name: entry.dtype for name, entry in header.items()})
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in header}

@@ -104,7 +104,9 @@ class LoHa(NamedTuple):
         return self.scale * (self.w1_a.float() @ self.w1_b.float()) * (self.w2_a.float() @ self.w2_b.float())
 
     def apply(self, x: Tensor) -> Tensor:
-        """As a low-rank product of rank² (the Khatri-Rao products of the factors)."""
+        """As a low-rank product of rank² (the Khatri-Rao products of the factors), where that is lower."""
+        if self.rank**2 >= min(self.shape):
+            return F.linear(x, self.delta().to(x.dtype))
         down = (self.w1_b[:, None] * self.w2_b[None]).flatten(0, 1)
         up = (self.w1_a[:, :, None] * self.w2_a[:, None]).flatten(1)
         return self.scale * F.linear(F.linear(x, down), up)

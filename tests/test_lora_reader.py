@@ -15,6 +15,7 @@ from klein_cns.lora import LoraError, examine_lora, load_lora
 from klein_cns.lora import load as loading
 from klein_cns.lora.canonical import canonical
 from klein_cns.lora.read import FIRST_BAD, is_finite, read_lora
+from klein_cns.lora.updates import LoHa
 from klein_cns.weights.architecture import ARCHITECTURES, DEV, KLEIN_4B, KLEIN_9B, TINY
 from safetensors.torch import save_file
 
@@ -356,6 +357,33 @@ def test_hostile_headers(file):
     file.write_bytes(struct.pack("<Q", 2**60) + b"{}")
     with pytest.raises(LoraError, match="is no safetensors file"):
         load_lora(file, TINY)
+
+
+def test_a_header_of_very_many_tensors_is_refused_early(file):
+    entries = {f"{i}": {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]} for i in range(400_000)}
+    header_file(file, json.dumps(entries, separators=(",", ":")).encode(), b"\0" * len(entries))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    with pytest.raises(LoraError, match="has 400000 tensors; at most 20000 are read"):
+        load_lora(file, TINY)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    assert time.perf_counter() - start < 5 and grown < 500
+
+
+@pytest.mark.parametrize("rank", [2, 8, 20])
+def test_a_loha_applied_is_its_change_at_any_rank(rank, monkeypatch):
+    a1, b1, a2, b2 = (torch.randn(size) for size in ((24, rank), (rank, 40), (24, rank), (rank, 40)))
+    form, x = LoHa(a1, b1, a2, b2, 0.5), torch.randn(3, 40)
+    widths = []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w: widths.append(w.shape[0]) or linear(x, w))
+    torch.testing.assert_close(form.apply(x), x @ (0.5 * (a1 @ b1) * (a2 @ b2)).T, rtol=1e-4, atol=1e-4)
+    assert max(widths) <= 24  # never wider than the change itself
+
+
+def test_an_alpha_without_effect_is_not_reported(file):
+    save_file({"proj_out.diff": torch.ones(128, 128), "proj_out.alpha": torch.tensor(3.0)}, file)
+    assert load_lora(file, TINY).report.alpha == "none"
 
 
 def mutate(rng, content):
