@@ -10,11 +10,6 @@ from ..weights.layout import rows
 
 MAX_KEY = 512  # characters; no key of a LoRA is longer
 MAX_BLOCKS = 64  # of either kind, in any FLUX
-# A key is a module after any number of these, joined by dots or underscores.
-WRAPPERS = (
-    "base_model", "diffusion_model", "transformer", "lycoris", "_orig_mod", "default", "module", "model", "unet",
-    "lora", "flux", "net", "dit",
-)  # fmt: skip
 ROLES = {
     "lora_A": "down", "lora_down": "down", "lora.down": "down", "lora_linear_layer.down": "down",
     "lora_B": "up", "lora_up": "up", "lora.up": "up", "lora_linear_layer.up": "up",
@@ -61,6 +56,9 @@ FLUX_1 = re.compile(
     r"|single_transformer_blocks[._]\d+[._](?:attn[._]to_[qkv]$|proj_mlp|proj_out|norm[._]linear)|time_text_embed[._]"
 )
 
+# What stands before a module of the same name in another model: its block, or the model.
+FOREIGN = re.compile(rf"{TEXT_ENCODER.pattern}|(?:^|[._])(?:single|\d+|controlnet\w*|vae)[._]")
+
 
 class Place(NamedTuple):
     """Where a module stands in BFL's layout.
@@ -98,13 +96,16 @@ def parse(key: str) -> Parameter | None:
 
 
 def locate(module: str) -> Place | None:
-    """Where a module stands, its wrappers stripped; None where FLUX.2 has no such module."""
-    flat, start = module.replace(".", "_"), 0
-    while flat[start:] not in _places():
-        wrapper = next((word for word in WRAPPERS if flat.startswith(f"{word}_", start)), None)
-        if wrapper is None:
-            return None
-        start += len(wrapper) + 1
+    """Where a module stands, whatever wraps it stripped; None where FLUX.2 has no such module.
+
+    It is the longest tail that names a module, after a dot or an underscore; after a dot alone where the name has
+    dots and no block, for the last of its words may then be part of one name.
+    """
+    flat, joints = module.replace(".", "_"), "." if "." in module and "blocks" not in module else "._"
+    starts = (0, *(i + 1 for i, letter in enumerate(module) if letter in joints))
+    start = next((i for i in starts if flat[i:] in _places()), None)
+    if start is None or (start and (FOREIGN.search(module[:start]) or FLUX_1.search(module))):
+        return None
     return _places()[flat[start:]]._replace(prefix=module[:start])
 
 

@@ -14,6 +14,7 @@ import torch
 from klein_cns.lora import LoraError, examine_lora, load_lora
 from klein_cns.lora import load as loading
 from klein_cns.lora.canonical import canonical
+from klein_cns.lora.names import locate
 from klein_cns.lora.read import FIRST_BAD, is_finite, read_lora
 from klein_cns.lora.updates import LoHa
 from klein_cns.weights.architecture import ARCHITECTURES, DEV, KLEIN_4B, KLEIN_9B, TINY
@@ -192,6 +193,30 @@ def test_what_klein_lacks_is_left_out_and_reported(file):
     text = str(lora.report)
     assert all(f"left out: {module} ({why})" in text for module, why in left.items())
     assert json.loads(json.dumps(lora.report.to_dict()))["left_out_count"] == len(left)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "joint"),
+    [("pipe.dit.", "."), ("student.", "."), ("lora_unet.model.x_y.", "."), ("my_trainer_", "_"), ("_a_b__", "_"), ("lora_x_", ".")],
+)
+def test_any_prefix_is_stripped_and_reported(file, prefix, joint):
+    for module, into in (("double_blocks.0.img_mlp.2", 384), ("single_transformer_blocks.1.attn.to_out", 512)):
+        save_file(low_rank(f"{prefix}{module.replace('.', joint)}", 128, into, prefix=""), file)
+        report = load_lora(file, TINY).report
+        assert report.applied == 1 and report.format.endswith(f"after {prefix!r}")
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "text_encoder.proj_out", "lora_te1_proj_out", "down_blocks.1.attentions.0.proj_out", "transformer.my_proj_out",
+        "lora_unet_down_blocks_1_proj_out", "controlnet.transformer_blocks.0.attn.to_q", "vae.proj_out",
+        "lora_unet_single_transformer_blocks_0_attn_to_q", "transformer.single_transformer_blocks.0.proj_out",
+        "single_transformer_blocks_0_attn_to_out_0", "transformer.single_transformer_blocks.0.attn.to_q",
+    ],
+)  # fmt: skip
+def test_a_module_of_another_model_is_none_of_kleins(module):
+    assert locate(module) is None
 
 
 def test_metadata_is_shown_cut_short_and_on_one_line(file):
