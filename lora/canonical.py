@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ..weights.architecture import Architecture
-from ..weights.layout import ADA_LAYER_NORM
+from ..weights.layout import ADA_LAYER_NORM, swap_halves
 from .base import base_of, expected_shape
 from .errors import LoraError
 from .forms import Change, Module, change_of
-from .names import NO_BIAS, TEXT_ENCODER, UNSUPPORTED, Parameter, Place, locate, parse
+from .names import MAX_KEY, NO_BIAS, TEXT_ENCODER, UNSUPPORTED, Parameter, Place, locate, parse
 from .read import RawLora, is_finite
 from .report import Report, printable, span, training, trigger_words
 from .updates import Update
@@ -87,7 +87,19 @@ def _modules(raw: RawLora, parsed: Mapping[str, Parameter | None]) -> tuple[list
         else:
             why = "FLUX.2 has no such module" if parameter else "no parameter of a known kind of LoRA"
             left_out[printable(name)] = why
+    for key in [key for key in raw.tensors if parsed[key] is None]:
+        module = _owner(key, modules)
+        if module:
+            left_out.pop(printable(key), None)
+            module.parameters[printable(key[len(module.name) + 1 :])] = [raw.tensors[key]]
     return list(modules.values()), left_out, text
+
+
+def _owner(key: str, modules: Mapping[str, Module]) -> Module | None:
+    """The module that a key of no known kind belongs to, if the file changes it."""
+    parts = key[:MAX_KEY].split(".")
+    names = (".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
+    return next((modules[name] for name in names if name in modules), None)
 
 
 def _check_adapters(label: str, adapters: Collection[str]) -> None:
@@ -102,11 +114,8 @@ def _unusable(module: Module) -> LeftOut:
     whole = next((why for why in unsupported.values() if why != NO_BIAS), None)
     if whole:
         return {module.name: whole}
-    if set(module.parameters) <= {"alpha", *unsupported}:
+    if set(module.parameters) <= {"alpha", "scalar", *unsupported}:
         return {module.name: NO_BIAS if unsupported else "an alpha without factors"}
-    columns = module.parameters.get("magnitude", [None])[0]
-    if columns is not None and columns.ndim == 2 and columns.shape[0] == 1 < columns.shape[1]:
-        return {module.name: "its DoRA scales columns; defined is the scale of rows"}
     return {f"{module.name}.{role}": why for role, why in unsupported.items()}
 
 
@@ -195,7 +204,8 @@ def _update(change: Change, target: Architecture) -> Update:
     place, form, magnitude = change.module.place, change.form, change.magnitude
     if place.weight == ADA_LAYER_NORM and place.layout == "diffusers":
         form = form.swap_halves()
-        magnitude = magnitude if magnitude is None else magnitude.roll(len(magnitude) // 2)
+        if magnitude is not None and magnitude.shape[0] > 1:
+            magnitude = swap_halves(magnitude)
     length = form.shape[0]
     return Update(place.weight, (place.part * length, length) if place.parts > 1 else None, form, magnitude)
 

@@ -11,14 +11,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import LoraError
+from .report import printable
 
 CONFIG_FILE = "adapter_config.json"
 MAX_CONFIG = 2_000_000  # bytes
 MAX_PATTERN = 256  # characters
-# Patterns are regular expressions from a stranger: no repeated group, few repetitions, so that none takes long.
-UNSAFE_PATTERN = re.compile(r"\)[*+?{]|\(\?|\\\d|(?:[*+{].*){4}")
+MAX_PATTERNS = 256  # klein has fewer modules
+# Patterns are regular expressions from a stranger: no repeated group, few choices, so that none takes long.
+UNSAFE_PATTERN = re.compile(r"\)[*+?{]|\(\?|\\\d|(?:[*+?{|].*){4}", re.DOTALL)
 METADATA_KEY = "lora_adapter_metadata"  # where diffusers puts the config
-FIELDS = ("peft_type", "r", "lora_alpha", "alpha", "alpha_pattern", "use_rslora", "use_dora")
+UNSUPPORTED_OPTIONS = (  # of peft; each computes something else from the same factors
+    "fan_in_fan_out", "use_qalora", "alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config",
+    "monteclora_config", "layer_replication",
+)  # fmt: skip
+PLAIN_INITS = ("gaussian", "orthogonal", "eva", "mica")  # which leave the base weight as it was
+FIELDS = (
+    "peft_type", "r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
+    "init_lora_weights", *UNSUPPORTED_OPTIONS,
+)  # fmt: skip
+FLAGS = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False}
+KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table"}
+Patterns = tuple[tuple[str, float], ...]
 
 
 class AdapterConfig(NamedTuple):
@@ -27,14 +40,18 @@ class AdapterConfig(NamedTuple):
     peft_type: str = ""
     rank: int | None = None
     alpha: float | None = None
-    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    rank_pattern: Patterns = ()
+    alpha_pattern: Patterns = ()
     rslora: bool = False
     dora: bool = False
 
     def alpha_of(self, module: str) -> float | None:
-        """The alpha of a module by its full name; peft matches patterns from its end."""
-        matched = (alpha for pattern, alpha in self.alpha_pattern if _compiled(pattern).match(module))
-        return next(matched, self.alpha)
+        """The alpha of a module by its full name."""
+        return _matched(self.alpha_pattern, module, self.alpha)
+
+    def rank_of(self, module: str) -> float | None:
+        """The rank of a module by its full name, which its factors need not show."""
+        return _matched(self.rank_pattern, module, self.rank)
 
 
 def read_config(path: Path, label: str) -> AdapterConfig:
@@ -61,7 +78,7 @@ def config_of_metadata(label: str, metadata: Mapping[str, str]) -> AdapterConfig
             if not isinstance(stored, dict):
                 raise LoraError(f"LoRA {label}: its metadata {METADATA_KEY} is no table; download it again.")
             return _config(label, {key.removeprefix("transformer."): value for key, value in stored.items()})
-        found = {name: _json(metadata[name]) for name in FIELDS if name in metadata}
+        found = {name: _plain(name, metadata[name].strip()) for name in FIELDS if name in metadata}
     except LoraError:
         raise
     except (ValueError, RecursionError) as error:
@@ -69,12 +86,17 @@ def config_of_metadata(label: str, metadata: Mapping[str, str]) -> AdapterConfig
     return _config(label, found) if found else AdapterConfig()
 
 
-def _json(text: str) -> Any:
-    """A value that metadata holds as text: Python's ``True`` and bare words too."""
+def _plain(name: str, text: str) -> Any:
+    """A field that metadata holds as text, as trainers write it: ``True``, ``yes``, ``1``, ``16.0``, ``lora``."""
+    if name == "peft_type":
+        return text.upper() or None
+    if name.startswith("use_") and text.lower() in FLAGS:
+        return FLAGS[text.lower()]
     try:
-        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+        value = json.loads({"": "null", "True": "true", "False": "false", "None": "null"}.get(text, text))
     except (ValueError, RecursionError):
         return text
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _config(label: str, stored: Any) -> AdapterConfig:
@@ -86,8 +108,10 @@ def _config(label: str, stored: Any) -> AdapterConfig:
         if value is None:
             return default
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            kind = kinds[0].__name__
-            raise LoraError(f"LoRA {label}: {name} in its config is {str(value)[:100]!r}; it must be a {kind}.")
+            raise LoraError(
+                f"LoRA {label}: {name} in its config is {str(value)[:100]!r}; it must be {KINDS[kinds[0]]}. "
+                "Correct it, or download the LoRA again."
+            )
         if isinstance(value, (int, float)) and not _is_usable(value):
             raise LoraError(f"LoRA {label}: {name} in its config is {str(value)[:100]}; it must be a finite number.")
         return value
@@ -95,20 +119,41 @@ def _config(label: str, stored: Any) -> AdapterConfig:
     kind = get("peft_type", (str,), "LORA")
     if kind not in ("LORA", "LOKR", "LOHA"):
         raise LoraError(f"LoRA {label} is a {kind[:100]} of peft; LORA, LOKR and LOHA are supported.")
-    patterns = get("alpha_pattern", (dict,), {})
-    for pattern, alpha in patterns.items():
-        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not _is_usable(alpha):
-            raise LoraError(f"LoRA {label}: alpha_pattern has {str(alpha)[:100]!r}; it must be a finite number.")
-        if not _is_safe(pattern):
-            raise LoraError(f"LoRA {label}: alpha_pattern {pattern[:100]!r} is no simple pattern of module names.")
+    for option in UNSUPPORTED_OPTIONS:
+        if stored.get(option):
+            raise LoraError(f"LoRA {label}: its config uses {option} of peft, which is not supported; train without.")
+    start = stored.get("init_lora_weights")
+    if isinstance(start, str) and start.lower() not in (*PLAIN_INITS, "true", "false"):
+        raise LoraError(
+            f"LoRA {label} was started by {printable(start)!r}, which changes the base weights too; save it again "
+            "with peft's path_initial_model_for_weight_conversion."
+        )
     return AdapterConfig(
         peft_type=kind,
         rank=get("r", (int,), None),
         alpha=get("lora_alpha", (float, int), None) if kind == "LORA" else get("alpha", (float, int), None),
-        alpha_pattern=tuple((pattern, float(alpha)) for pattern, alpha in patterns.items()),
+        rank_pattern=_patterns(label, "rank_pattern", get("rank_pattern", (dict,), {})),
+        alpha_pattern=_patterns(label, "alpha_pattern", get("alpha_pattern", (dict,), {})),
         rslora=get("use_rslora", (bool,), False),
         dora=get("use_dora", (bool,), False),
     )
+
+
+def _patterns(label: str, name: str, stored: Mapping[str, Any]) -> Patterns:
+    """Regular expressions of module names, each with the number that a config gives it."""
+    if len(stored) > MAX_PATTERNS:
+        raise LoraError(f"LoRA {label}: {name} has {len(stored)} patterns; at most {MAX_PATTERNS} are read.")
+    for pattern, number in stored.items():
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not _is_usable(number):
+            raise LoraError(f"LoRA {label}: {name} has {str(number)[:100]!r}; it must be a finite number.")
+        if not _is_safe(pattern):
+            raise LoraError(f"LoRA {label}: {name} {pattern[:100]!r} is no simple pattern of module names.")
+    return tuple((pattern, float(number)) for pattern, number in stored.items())
+
+
+def _matched(patterns: Patterns, module: str, default: float | None) -> float | None:
+    """The number of the first pattern that matches the end of a module's name, as peft does it."""
+    return next((number for pattern, number in patterns if _compiled(pattern).match(module)), default)
 
 
 def _is_usable(number: float) -> bool:

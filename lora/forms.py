@@ -9,8 +9,10 @@ from torch import Tensor
 
 from .config import AdapterConfig
 from .errors import LoraError
-from .names import UNSUPPORTED, Place
+from .names import ROLES, UNSUPPORTED, UP_BIAS, Place
 from .updates import Form, Full, LoHa, LoKr, LowRank
+
+KNOWN = {*ROLES.values(), *UNSUPPORTED, UP_BIAS}
 
 
 class Module(NamedTuple):
@@ -49,11 +51,16 @@ class _Builder:
         if twice:
             raise self.error(f"gives {twice[0]} of {{}} twice")
 
-    def error(self, fault: str) -> LoraError:
+    def error(self, fault: str, remedy: str = "download or convert it again") -> LoraError:
         """``fault`` in a sentence; its ``{}`` is the module's name."""
-        return LoraError(f"LoRA {self.label} {fault.format(self.module.name)}; download or convert it again.")
+        return LoraError(f"LoRA {self.label} {fault.replace('{}', self.module.name)}; {remedy}.")
 
     def change(self) -> Change:
+        unknown = [role for role in self.left if role not in KNOWN]
+        if unknown:
+            raise self.error(f"has a parameter {unknown[0]} of {{}} that is not understood")
+        if UP_BIAS in self.left:
+            raise self.error("trains a bias (lora_bias) of {}, which klein does not have", "train it without")
         alpha = self._alpha()
         magnitude = self.left.pop("magnitude", None)
         roles = set(self.left)
@@ -67,24 +74,36 @@ class _Builder:
             form = Full(self.left.pop("diff"))
         else:
             raise self.error("has a DoRA magnitude for {} but no factors")
+        if "scalar" in self.left and not isinstance(form, Full):  # LyCORIS: a factor that was trained
+            form = form._replace(scale=form.scale * self._number("scalar"))
         rest = [role for role in self.left if role not in UNSUPPORTED]
         if rest:
             raise self.error(f"changes {{}} in two forms at once, {form.name} and {rest[0]}")
+        if form.rank is None and self.config.peft_type != "LOKR":
+            alpha = None  # which scales no whole factors
         if magnitude is not None:
-            magnitude = magnitude.flatten()
-            if len(magnitude) != form.shape[0] or len(form.shape) != 2:
-                raise self.error(f"has a DoRA magnitude of {len(magnitude)} for {{}}, which has {form.shape[0]} rows")
+            magnitude = self._magnitude(magnitude, form.shape)
         elif self.config.dora and isinstance(form, LowRank):
             raise self.error("says in its config that it is a DoRA, but has no magnitude for {}")
         return Change(self.module, form, magnitude, alpha)
 
+    def _magnitude(self, stored: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """[rows, 1], or of a DoRA that scales columns [1, columns]."""
+        magnitude = stored.flatten(1) if stored.ndim > 1 else stored.reshape(-1, 1)
+        if len(shape) != 2 or tuple(magnitude.shape) not in ((shape[0], 1), (1, shape[1])):
+            raise self.error(f"has a DoRA magnitude of {stored.numel()} for {{}}, which has {shape[0]} rows")
+        return magnitude
+
     def _alpha(self) -> float | None:
-        stored = self.left.pop("alpha", None)
-        if stored is None:
+        if "alpha" not in self.left:
             return self.config.alpha_of(self.module.place.module)
-        if stored.numel() != 1 or not math.isfinite(alpha := float(stored)):
-            raise self.error("has an alpha for {} that is no finite number")
-        return alpha
+        return self._number("alpha")
+
+    def _number(self, role: str) -> float:
+        stored = self.left.pop(role)
+        if stored.numel() != 1 or not math.isfinite(number := float(stored)):
+            raise self.error(f"has as {role} of {{}} no finite number")
+        return number
 
     def _factor(self, role: str) -> Tensor:
         """A factor as a matrix; trailing axes of length 1, as of a 1x1 convolution, are dropped."""
@@ -114,7 +133,7 @@ class _Builder:
         )
         form = LoKr(w1, w2, 1.0)
         if self.config.peft_type == "LOKR":  # peft scales whole factors too
-            return form._replace(scale=_scale(alpha, form.rank or self.config.rank or 1))
+            return form._replace(scale=_scale(alpha, form.rank or self.config.rank_of(self.module.place.module) or 1))
         return form._replace(scale=_scale(alpha, form.rank)) if form.rank else form
 
     def _loha(self, alpha: float | None) -> LoHa:

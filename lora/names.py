@@ -10,20 +10,16 @@ from ..weights.layout import rows
 
 MAX_KEY = 512  # characters; no key of a LoRA is longer
 MAX_BLOCKS = 64  # of either kind, in any FLUX
-# A key is a module after any number of these, joined by dots or underscores.
-WRAPPERS = (
-    "base_model", "diffusion_model", "transformer", "lycoris", "_orig_mod", "default", "module", "model", "unet",
-    "lora", "flux", "net", "dit",
-)  # fmt: skip
 ROLES = {
     "lora_A": "down", "lora_down": "down", "lora.down": "down", "lora_linear_layer.down": "down",
     "lora_B": "up", "lora_up": "up", "lora.up": "up", "lora_linear_layer.up": "up",
     "dora_scale": "magnitude", "lora_magnitude_vector": "magnitude",
     "w_norm": "diff",
-    **{name: name for name in ("alpha", "diff")},
+    **{name: name for name in ("alpha", "scalar", "diff")},
     **{f"lokr_{name}": f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")},
     **{f"hada_{name}": f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b")},
 }  # fmt: skip
+UP_BIAS = "lora_bias"  # role of peft's lora_B.bias, which is part of the change
 NO_BIAS = "klein has no biases"
 TUCKER = "Tucker factors belong to convolutions, klein has none"
 UNSUPPORTED = {
@@ -41,7 +37,7 @@ UNSUPPORTED = {
     "a2": "GLoRA is not supported",
     "b1": "GLoRA is not supported",
     "b2": "GLoRA is not supported",
-    "set_weight": "it replaces the weight, which no strength can scale",
+    **dict.fromkeys(("set_weight", "modules_to_save"), "it replaces the weight, which no strength can scale"),
     "reshape_weight": "it changes the weight's size",
     "lora_embedding_A": "klein has no embedding tables",
     "lora_embedding_B": "klein has no embedding tables",
@@ -59,6 +55,9 @@ FLUX_1 = re.compile(
     r"|transformer_blocks[._]\d+[._](?:norm1|norm1_context|ff[._]net|ff_context[._]net)[._]"
     r"|single_transformer_blocks[._]\d+[._](?:attn[._]to_[qkv]$|proj_mlp|proj_out|norm[._]linear)|time_text_embed[._]"
 )
+
+# What stands before a module of the same name in another model: its block, or the model.
+FOREIGN = re.compile(rf"{TEXT_ENCODER.pattern}|(?:^|[._])(?:single|\d+|controlnet\w*|vae)[._]")
 
 
 class Place(NamedTuple):
@@ -78,7 +77,7 @@ class Place(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """A key taken apart. ``role``: a value of `ROLES`, or a key of `UNSUPPORTED`."""
+    """A key taken apart. ``role``: a value of `ROLES`, a key of `UNSUPPORTED`, or `UP_BIAS`."""
 
     module: str
     role: str
@@ -90,18 +89,23 @@ def parse(key: str) -> Parameter | None:
     found = PARAMETER.fullmatch(key) if len(key) <= MAX_KEY else None
     if found is None:
         return None
-    role = "diff_b" if found["kind"] == "bias" else ROLES.get(found["role"], found["role"])
+    role = ROLES.get(found["role"], found["role"])
+    if found["kind"] == "bias":
+        role = UP_BIAS if role == "up" else "diff_b"
     return Parameter(found["module"], role, found["adapter"])
 
 
 def locate(module: str) -> Place | None:
-    """Where a module stands, its wrappers stripped; None where FLUX.2 has no such module."""
-    flat, start = module.replace(".", "_"), 0
-    while flat[start:] not in _places():
-        wrapper = next((word for word in WRAPPERS if flat.startswith(f"{word}_", start)), None)
-        if wrapper is None:
-            return None
-        start += len(wrapper) + 1
+    """Where a module stands, whatever wraps it stripped; None where FLUX.2 has no such module.
+
+    It is the longest tail that names a module, after a dot or an underscore; after a dot alone where the name has
+    dots and no block, for the last of its words may then be part of one name.
+    """
+    flat, joints = module.replace(".", "_"), "." if "." in module and "blocks" not in module else "._"
+    starts = (0, *(i + 1 for i, letter in enumerate(module) if letter in joints))
+    start = next((i for i in starts if flat[i:] in _places()), None)
+    if start is None or (start and (FOREIGN.search(module[:start]) or FLUX_1.search(module))):
+        return None
     return _places()[flat[start:]]._replace(prefix=module[:start])
 
 

@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..weights.architecture import Architecture, architecture
-from ..weights.layout import ADA_LAYER_NORM, Row, rows
+from ..weights.layout import ADA_LAYER_NORM, Row, rows, swap_halves
 from .load import load_lora
 from .report import Report
 from .stack import LoraSpec
-from .updates import LowRank, Update
+from .updates import Full, LowRank, Update
 
 ORIGINALS = "_klein_cns_originals"  # attribute of the transformer: the merged weights as they were, on the CPU
 
@@ -40,12 +41,15 @@ def set_loras(pipe: Any, specs: Sequence[LoraSpec]) -> list[Report]:
     remove_loras(pipe)
     target = architecture_of(pipe.transformer)
     loras = [load_lora(spec.path, target) for spec in specs]
-    table = {row.bfl: row for row in rows(target.double_blocks, target.single_blocks)}
+    table = {row.bfl: row for row in rows(target.double_blocks, target.single_blocks, target.guidance)}
     parts: dict[str, list[Part]] = defaultdict(list)
     for i, (lora, spec) in enumerate(zip(loras, specs, strict=True)):
         for update in lora.updates if spec.scale != 0 else ():
-            for name, own in _diffusers_updates(table[update.weight], update, target):
-                parts[name].append(Part(i, spec.scale, own))
+            row, strength = table[update.weight], spec.scale
+            if update.scales_columns and update.rows is None and len(row.diffusers) > 1:
+                update, strength = _as_full(pipe.transformer, row, update, strength), 1.0
+            for name, own in _diffusers_updates(row, update, target):
+                parts[name].append(Part(i, strength, own))
     adapted = {name: found for name, found in parts.items() if _is_for_peft(found)}
     merged = {name: found for name, found in parts.items() if name not in adapted}
     try:
@@ -80,8 +84,9 @@ def _diffusers_updates(row: Row, update: Update, target: Architecture) -> list[t
     """The same update, of each of diffusers' weights that it changes."""
     if row.bfl == ADA_LAYER_NORM:
         magnitude = update.magnitude
-        turned = magnitude if magnitude is None else magnitude.roll(len(magnitude) // 2)
-        return [(row.diffusers[0], update._replace(form=update.form.swap_halves(), magnitude=turned))]
+        if magnitude is not None and not update.scales_columns:
+            magnitude = swap_halves(magnitude)
+        return [(row.diffusers[0], update._replace(form=update.form.swap_halves(), magnitude=magnitude))]
     if len(row.diffusers) == 1:
         return [(row.diffusers[0], update)]
     length = target.hidden
@@ -100,8 +105,14 @@ def _diffusers_updates(row: Row, update: Update, target: Architecture) -> list[t
     ]
 
 
+def _as_full(transformer: Any, row: Row, update: Update, strength: float) -> Update:
+    """What a DoRA of columns does at a strength, where its norms see q, k and v together that lie apart here."""
+    weight = torch.cat([transformer.get_parameter(name).data.float() for name in row.diffusers])
+    return update._replace(form=Full(update.to(weight.device).change(strength, weight)), magnitude=None)
+
+
 def _is_for_peft(parts: Sequence[Part]) -> bool:
-    if not all(isinstance(part.update.form, LowRank) for part in parts):
+    if not all(isinstance(part.update.form, LowRank) and not part.update.scales_columns for part in parts):
         return False
     return len(parts) == 1 or all(part.update.magnitude is None for part in parts)
 
@@ -140,7 +151,7 @@ def _load(pipe: Any, adapter: str, modules: Mapping[str, Part]) -> None:
         form = part.update.form
         state |= {f"{module}.lora_A.weight": form.down, f"{module}.lora_B.weight": form.up}
         if part.update.magnitude is not None:
-            state[f"{module}.lora_magnitude_vector"] = part.update.magnitude
+            state[f"{module}.lora_magnitude_vector"] = part.update.magnitude.flatten()
         ranks[f"^{module}"], alphas[f"^{module}"] = form.rank, form.scale * form.rank
     config = {
         "r": 1,

@@ -12,8 +12,10 @@ from torch import Tensor
 from ..weights.header import read_file_header
 from .config import CONFIG_FILE, AdapterConfig, config_of_metadata, read_config
 from .errors import LoraError
+from .report import printable
 
 MAX_HEADER = 32_000_000  # bytes; a LoRA of ten thousand tensors has two million
+MAX_TENSORS = 20_000
 DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8")
 FIRST_BAD = {  # the bits of the first float that is not finite: infinity, or NaN where there is no infinity
     torch.float64: (torch.int64, "uint64", 0x7FF0 << 48),
@@ -23,6 +25,7 @@ FIRST_BAD = {  # the bits of the first float that is not finite: infinity, or Na
     torch.float8_e5m2: (torch.int8, "uint8", 0x7C),
     torch.float8_e4m3fn: (torch.int8, "uint8", 0x7F),
 }
+SUFFIXES = (".safetensors", ".sft")  # in letters of either case, as ComfyUI lists them
 ADAPTER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # as peft and diffusers save them
 
 
@@ -39,7 +42,7 @@ class RawLora(NamedTuple):
 def label_of(path: str | Path) -> str:
     """What errors and reports call a LoRA: its name; with its folder's where the name says nothing."""
     path = Path(path)
-    return f"{path.parent.name}/{path.name}" if path.name in ADAPTER_FILES else path.name
+    return f"{path.parent.name}/{path.name}" if path.name in ADAPTER_FILES else path.name or str(path)
 
 
 def find_weights(path: str | Path) -> Path:
@@ -49,18 +52,31 @@ def find_weights(path: str | Path) -> Path:
         LoraError: nothing there, another kind of file, or a folder without one clear file.
     """
     path = Path(path)
-    if path.is_dir():
-        named = [path / name for name in ADAPTER_FILES if (path / name).is_file()]
-        found = named or sorted(path.glob("*.safetensors"))
-        if len(found) != 1:
-            count = f"{len(found)} .safetensors files" if found else "no .safetensors file"
-            raise LoraError(f"LoRA {path} is a folder with {count}; give the file itself.")
-        return found[0]
-    if not path.is_file():
-        raise LoraError(f"LoRA {path} does not exist; give the path of a .safetensors file, or of a peft folder.")
-    if path.suffix != ".safetensors":
-        raise LoraError(f"LoRA {path} is no .safetensors file; convert it, other formats can run code.")
+    label = label_of(path)
+    try:
+        if path.is_dir():
+            return _in_folder(path, label)
+        exists = path.is_file()
+    except OSError as error:
+        raise LoraError(f"LoRA {printable(label)} cannot be read ({error.strerror}); give another path.") from error
+    if not exists:
+        raise LoraError(f"LoRA {label} does not exist; give the path of a .safetensors file, or of a peft folder.")
+    if not _is_weights(path):
+        raise LoraError(f"LoRA {label} is no .safetensors file; convert it, other formats can run code.")
     return path
+
+
+def _in_folder(folder: Path, label: str) -> Path:
+    named = [folder / name for name in ADAPTER_FILES if (folder / name).is_file()]
+    found = named or sorted(filter(_is_weights, folder.iterdir()))
+    if len(found) != 1:
+        count = f"{len(found)} .safetensors files" if found else "no .safetensors file"
+        raise LoraError(f"LoRA {label} is a folder with {count}; give the file itself.")
+    return found[0]
+
+
+def _is_weights(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
 
 
 def stamp(file: Path) -> tuple[object, ...]:
@@ -84,7 +100,7 @@ def read_lora(file: Path) -> RawLora:
 
     label = label_of(file)
     try:
-        header, metadata = read_file_header(file, f"LoRA {label}", MAX_HEADER)
+        header, metadata = read_file_header(file, f"LoRA {label}", MAX_HEADER, MAX_TENSORS)
         _check(label, {name: entry.dtype for name, entry in header.items()})
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in header}
@@ -135,4 +151,4 @@ def _config(file: Path, label: str) -> tuple[AdapterConfig | None, str]:
 
 def _owns_config(file: Path) -> bool:
     """Whether an adapter_config.json beside a file can belong to no other."""
-    return file.name in ADAPTER_FILES or sum(1 for _ in file.parent.glob("*.safetensors")) == 1
+    return file.name in ADAPTER_FILES or sum(map(_is_weights, file.parent.iterdir())) == 1

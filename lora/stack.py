@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,16 +47,23 @@ def _parse(lora: Any) -> LoraSpec:
     if isinstance(lora, (str, Path)):
         path, colon, scale = str(lora).rpartition(":")
         is_address = "://" in str(lora)
-        is_scale = bool(colon) and not is_address and not Path(str(lora)).exists() and not scale.startswith("\\")
+        is_scale = bool(colon) and not is_address and not os.path.exists(lora) and not scale.startswith("\\")
         lora = (path, _number(scale, str(lora))) if is_scale else (str(lora), 1.0)
     if not (isinstance(lora, tuple) and len(lora) == 2 and isinstance(lora[0], (str, Path))):
         raise ValueError(f"LoRA {lora!r} is neither PATH:SCALE, a pair, nor an object with path and scale.")
     path, scale = lora
     if str(path).startswith(("http://", "https://")):
         raise ValueError(f"LoRA {path} is a web address; download it and give the file.")
-    if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not math.isfinite(scale):
-        raise ValueError(f"the scale of LoRA {path} is {scale!r}; it must be a finite number.")
+    if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not _is_finite(scale):
+        raise ValueError(f"the scale of LoRA {path} is {reprlib.repr(scale)}; it must be a finite number.")
     return LoraSpec(str(path), float(scale))
+
+
+def _is_finite(scale: numbers.Real) -> bool:
+    try:
+        return math.isfinite(scale)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def _number(text: str, lora: str) -> float:

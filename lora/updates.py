@@ -104,7 +104,9 @@ class LoHa(NamedTuple):
         return self.scale * (self.w1_a.float() @ self.w1_b.float()) * (self.w2_a.float() @ self.w2_b.float())
 
     def apply(self, x: Tensor) -> Tensor:
-        """As a low-rank product of rank² (the Khatri-Rao products of the factors)."""
+        """As a low-rank product of rank² (the Khatri-Rao products of the factors), where that is lower."""
+        if self.rank**2 >= min(self.shape):
+            return F.linear(x, self.delta().to(x.dtype))
         down = (self.w1_b[:, None] * self.w2_b[None]).flatten(0, 1)
         up = (self.w1_a[:, :, None] * self.w2_a[:, None]).flatten(1)
         return self.scale * F.linear(F.linear(x, down), up)
@@ -149,13 +151,18 @@ class Update(NamedTuple):
     """One change of one weight.
 
     ``weight``: BFL's name, ``double_blocks.0.img_attn.qkv.weight``. ``rows``: (start, length) where only these rows
-    change. ``magnitude``: [rows] of a DoRA.
+    change. ``magnitude``: of a DoRA, [rows, 1], or [1, columns] of one that scales columns.
     """
 
     weight: str
     rows: tuple[int, int] | None
     form: Any
     magnitude: Tensor | None = None
+
+    @property
+    def scales_columns(self) -> bool:
+        """Whether it is a DoRA with a magnitude of each column: then all rows count in its norms."""
+        return self.magnitude is not None and self.magnitude.shape[0] == 1
 
     def within(self, weight: Tensor) -> Tensor:
         """The rows of a tensor of the weight's size that this update changes, as a view."""
@@ -164,8 +171,8 @@ class Update(NamedTuple):
     def change(self, strength: float, weight: Tensor) -> Tensor:
         """What is added to the rows that change; float32.
 
-        For a DoRA it is ``m · V / ‖V‖ - W`` with ``V = W + strength · delta`` and the norm of each row, as peft
-        defines it; strength 0 changes nothing (peft would still scale W by ``m / ‖W‖``).
+        For a DoRA it is ``m · V / ‖V‖ - W`` with ``V = W + strength · delta`` and the norm of each row (as peft
+        defines it) or column; strength 0 changes nothing (peft would still scale W by ``m / ‖W‖``).
 
         Args:
             weight: the base weight, without the change of any LoRA. A DoRA alone reads it.
@@ -177,8 +184,8 @@ class Update(NamedTuple):
             return delta
         base = self.within(weight).float()
         direction = base + delta
-        norm = direction.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        return self.magnitude.float()[:, None] * direction / norm - base
+        norm = direction.norm(dim=0 if self.scales_columns else 1, keepdim=True)
+        return self.magnitude.float() * direction / norm.clamp_min(torch.finfo(torch.float32).tiny) - base
 
     def to(self, *where: Any) -> Update:
         """The same update with every tensor moved or cast, as `Tensor.to` takes it."""

@@ -91,8 +91,16 @@ FORMATS = {
     "peft, LoKr": Format(
         "diffusers", dotted("base_model.model."), "lokr", config={"peft_type": "LOKR", "r": RANK, "alpha": 5}
     ),
+    "peft, LoKr, patterns": Format(
+        "diffusers", dotted("base_model.model."), "lokr",
+        config={"peft_type": "LOKR", "r": 2 * RANK, "alpha": 5, "rank_pattern": {".*": RANK}},
+    ),
     "peft, DoRA": Format("diffusers", dotted("base_model.model."), "dora", config={**CONFIG, "use_dora": True}),
     "lora_unet_<BFL> DoRA": Format("bfl", joined("lora_unet_"), "dora", alpha=True, names=KOHYA),
+    "lora_unet_<BFL> DoRA of columns": Format("bfl", joined("lora_unet_"), "column dora", alpha=True, names=KOHYA),
+    "lora_transformer_<diffusers> DoRA of columns": Format(
+        "diffusers", joined("lora_transformer_"), "column dora", alpha=True, names=KOHYA,
+    ),
     "to_q and to_v alone": Format("diffusers", dotted("transformer."), modules=("to_q", "to_v")),
     "global modules alone": Format(
         "diffusers", dotted("transformer."), alpha=True, modules=("modulation", "time_guidance_embed", "norm_out"),
@@ -130,6 +138,11 @@ def write(
         if alpha is not None and rank is not None:
             change = change * alpha / (math.sqrt(rank) if form.config.get("use_rslora") else rank)
         change = strength * change
+        if form.kind == "column dora":
+            norms = weight.norm(dim=0, keepdim=True)
+            magnitude = norms * (1 + 0.1 * torch.randn(norms.shape, generator=generator))
+            tensors[form.key(module, "dora_scale")] = magnitude
+            change = dora(weight.T, change.T, magnitude[0]).T
         if form.kind == "dora":
             magnitude = weight.norm(dim=1) * (1 + 0.1 * torch.randn(weight.shape[0], generator=generator))
             peft = form.names[0].startswith("lora_A")

@@ -68,6 +68,8 @@ def test_what_a_user_may_write(tmp_path):
         ("missing.safetensors:0.5", "LoRA missing.safetensors does not exist"),
         ("a.safetensors:strong", "'strong' after the colon is no number"),
         ("a.safetensors:nan", "scale of LoRA a.safetensors is nan"),
+        (("a.safetensors", 10**400), "scale of LoRA a.safetensors is 10+.*; it must be a finite number"),
+        ("a" * 300 + ".safetensors:0.5", "LoRA a+.* cannot be read"),
         (("a.safetensors", True), "scale of LoRA a.safetensors is True"),
         (("a.safetensors", "1"), "scale of LoRA a.safetensors is '1'"),
         ({"scale": 1.0}, "must have 'path'"),

@@ -14,8 +14,10 @@ import torch
 from klein_cns.lora import LoraError, examine_lora, load_lora
 from klein_cns.lora import load as loading
 from klein_cns.lora.canonical import canonical
+from klein_cns.lora.names import locate
 from klein_cns.lora.read import FIRST_BAD, is_finite, read_lora
-from klein_cns.weights.architecture import ARCHITECTURES, KLEIN_4B, KLEIN_9B, TINY
+from klein_cns.lora.updates import LoHa
+from klein_cns.weights.architecture import ARCHITECTURES, DEV, KLEIN_4B, KLEIN_9B, TINY
 from safetensors.torch import save_file
 
 MUTATIONS = 10_000
@@ -60,6 +62,15 @@ def test_the_base_is_told_from_the_shapes(file, architecture):
     assert load_lora(file, architecture).report.applied == 1
 
 
+def test_a_whole_lora_of_dev_changes_its_guidance_too(file):
+    """With names of both layouts; the sizes are those of black-forest-labs/FLUX.2-dev."""
+    wide = DEV.hidden
+    for module, prefix in (("guidance_in.in_layer", ""), ("time_guidance_embed.guidance_embedder.linear_1", "unet.")):
+        tensors = {**low_rank(module, wide, 256, prefix=prefix), **low_rank("proj_out", 128, wide)}
+        refused(file, tensors, r"was made for FLUX\.2 \[dev\], the model is FLUX\.2 \[klein\] 9B", KLEIN_9B)
+        assert load_lora(file, DEV).report.applied == 2
+
+
 def test_flux_1_is_known(file):
     wide = 3072
     own = low_rank("transformer_blocks.0.norm1.linear", 6 * wide, wide)
@@ -89,7 +100,7 @@ def test_what_would_apply_in_part_or_wrongly_is_refused(file):
         ({**whole, up: torch.randn(128)}, r"holds up of .* in the shape \[128\], which is no matrix"),
         ({**whole, up: torch.full((128, 2), float("nan"))}, r"holds NaN or infinite values in up of transformer\."),
         ({**whole, Q.format(1, "v", "A"): torch.full((2, 128), -float("inf"))}, r"NaN or infinite values in down of"),
-        ({**whole, up.replace("lora_B.weight", "alpha"): torch.tensor(float("nan"))}, r"an alpha for .* no finite"),
+        ({**whole, up.replace("lora_B.weight", "alpha"): torch.tensor(float("nan"))}, r"has as alpha of .* no finite"),
         ({**whole, up.replace("lora_B.weight", "diff"): torch.ones(128, 128)}, r"in two forms at once, LoRA and diff"),
         ({**whole, up.replace("lora_B", "lora_up"): torch.ones(128, 2)}, r"gives up of .* twice"),
         ({**whole, **low_rank("double_blocks.0.img_attn.qkv", 384, prefix="")}, r"changes one weight twice, as do"),
@@ -107,17 +118,59 @@ def test_what_would_apply_in_part_or_wrongly_is_refused(file):
         refused(file, tensors, says)
 
 
+def test_a_parameter_that_is_not_understood_is_no_change_without_it(file):
+    whole = attention()
+    for name in ("lora_E", "lora_E.default", "weight", "base_layer.weight"):
+        key = f"transformer.transformer_blocks.0.attn.to_q.{name}"
+        refused(file, {**whole, key: torch.ones(2, 1)}, rf"parameter {name} of transformer\..*to_q that is not under")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "scale"),
+    [
+        ({"lora_alpha": "6.0", "use_dora": "0", "alpha_pattern": "", "rank_pattern": "{}"}, 3.0),
+        ({"lora_alpha": "6", "use_rslora": "no", "use_dora": "False", "r": "16.0", "peft_type": "lora"}, 3.0),
+        ({"lora_alpha": "6", "use_rslora": "Yes", "use_qalora": "0", "init_lora_weights": "True"}, 6 / 2**0.5),
+        ({"lora_alpha": "6", "use_rslora": "1", "r": "", "peft_type": ""}, 6 / 2**0.5),
+    ],
+)
+def test_metadata_in_plain_words(file, metadata, scale):
+    save_file(attention(), file, metadata)
+    assert {update.form.scale for update in load_lora(file, TINY).updates} == {scale}
+
+
+def test_a_bias_of_lora_b_is_part_of_the_change(file):
+    refused(file, {**attention(), Q.format(0, "q", "B").replace("weight", "bias"): torch.ones(128)}, r"trains a bias")
+
+
+def test_a_config_of_peft_that_says_nothing_special(tmp_path):
+    from peft import LoraConfig
+
+    save_file(attention(), tmp_path / "adapter_model.safetensors")
+    LoraConfig(r=2, lora_alpha=6, init_lora_weights="gaussian", target_modules=["to_q"]).save_pretrained(tmp_path)
+    assert load_lora(tmp_path, TINY).report.alpha == "6"
+
+
+def test_a_trained_scalar_of_lycoris_is_a_factor(file):
+    factors = {"lokr_w1": torch.randn(4, 4), "lokr_w2": torch.randn(32, 32)}
+    save_file({f"lycoris_proj_out.{name}": t for name, t in {**factors, "scalar": torch.tensor([0.25])}.items()}, file)
+    (update,) = load_lora(file, TINY).updates
+    expected = 0.25 * torch.kron(factors["lokr_w1"], factors["lokr_w2"])
+    torch.testing.assert_close(update.change(1.0, expected), expected)
+
+
 def test_what_klein_lacks_is_left_out_and_reported(file):
     tensors = {
         **attention(),
         **low_rank("transformer_blocks.0.other"),
         **low_rank("lora_te1_text_model_encoder_layers_0_mlp_fc1", prefix=""),
         **low_rank("x_embedder"),
-        "transformer.x_embedder.lora_B.bias": torch.ones(128),
+        "transformer.x_embedder.diff_b": torch.ones(128),
         "transformer.context_embedder.diff_b": torch.ones(128),
         "transformer.norm_out.linear.alpha": torch.tensor(4.0),
         "transformer.proj_out.oft_blocks": torch.ones(2, 2),
         "something": torch.ones(1),
+        "transformer.double_stream_modulation_img.linear.modules_to_save.weight": torch.ones(768, 128),
         **{f"transformer.single_transformer_blocks.0.attn.to_out.{n}": torch.ones(2, 2)
            for n in ("lora_mid.weight", "lora_up.weight", "lora_down.weight")},
     }  # fmt: skip
@@ -131,14 +184,39 @@ def test_what_klein_lacks_is_left_out_and_reported(file):
         "transformer.context_embedder": "klein has no biases",
         "transformer.norm_out.linear": "an alpha without factors",
         "transformer.proj_out": "OFT is not supported",
+        "transformer.double_stream_modulation_img.linear": "it replaces the weight, which no strength can scale",
         "transformer.single_transformer_blocks.0.attn.to_out": "Tucker factors belong to convolutions, klein has none",
         "lora_te1_text_model_encoder_layers_0_mlp_fc1": "a text encoder's weight; a klein LoRA changes the transformer "
         "alone",
     }
-    assert (lora.report.applied, lora.report.total) == (7, 13)
+    assert (lora.report.applied, lora.report.total) == (7, 14)
     text = str(lora.report)
     assert all(f"left out: {module} ({why})" in text for module, why in left.items())
     assert json.loads(json.dumps(lora.report.to_dict()))["left_out_count"] == len(left)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "joint"),
+    [("pipe.dit.", "."), ("student.", "."), ("lora_unet.model.x_y.", "."), ("_a_b__", "_"), ("lora_x_", ".")],
+)
+def test_any_prefix_is_stripped_and_reported(file, prefix, joint):
+    for module, into in (("double_blocks.0.img_mlp.2", 384), ("single_transformer_blocks.1.attn.to_out", 512)):
+        save_file(low_rank(f"{prefix}{module.replace('.', joint)}", 128, into, prefix=""), file)
+        report = load_lora(file, TINY).report
+        assert report.applied == 1 and report.format.endswith(f"after {prefix!r}")
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "text_encoder.proj_out", "lora_te1_proj_out", "down_blocks.1.attentions.0.proj_out", "transformer.my_proj_out",
+        "lora_unet_down_blocks_1_proj_out", "controlnet.transformer_blocks.0.attn.to_q", "vae.proj_out",
+        "lora_unet_single_transformer_blocks_0_attn_to_q", "transformer.single_transformer_blocks.0.proj_out",
+        "single_transformer_blocks_0_attn_to_out_0", "transformer.single_transformer_blocks.0.attn.to_q",
+    ],
+)  # fmt: skip
+def test_a_module_of_another_model_is_none_of_kleins(module):
+    assert locate(module) is None
 
 
 def test_metadata_is_shown_cut_short_and_on_one_line(file):
@@ -163,11 +241,20 @@ def test_a_norms_scale_may_change(file):
         ("{", "cannot be read as JSON"),
         ('{"peft_type": "IA3"}', "is a IA3 of peft; LORA, LOKR and LOHA are supported"),
         ('{"lora_alpha": "8"}', "lora_alpha in its config is '8'"),
+        ('{"r": 1.5}', "r in its config is '1.5'; it must be a whole number. Correct it, or"),
         ('{"lora_alpha": 1e999}', "must be a finite number"),
         ('{"use_rslora": 1}', "use_rslora in its config is '1'"),
         ('{"alpha_pattern": {"to_q": null}}', "alpha_pattern has 'None'"),
         ('{"alpha_pattern": {"((a+)+)+x": 1}}', "is no simple pattern of module names"),
         ('{"alpha_pattern": {"(": 1}}', "is no simple pattern"),
+        ('{"init_lora_weights": "pissa_niter_4"}', "started by 'pissa_niter_4', which changes the base weights too"),
+        ('{"fan_in_fan_out": true}', "uses fan_in_fan_out of peft, which is not supported"),
+        ('{"use_qalora": true}', "uses use_qalora of peft"),
+        ('{"alora_invocation_tokens": [1, 2]}', "uses alora_invocation_tokens of peft"),
+        (json.dumps({"rank_pattern": {"(.|.)" * 30 + "!": 1}}), "rank_pattern .* is no simple pattern"),
+        (json.dumps({"alpha_pattern": {".?" * 30 + "!": 1}}), "is no simple pattern"),
+        (json.dumps({"alpha_pattern": {"(.|.)" * 30 + "!": 1}}), "is no simple pattern"),
+        (json.dumps({"alpha_pattern": dict.fromkeys(map(str, range(300)), 1)}), "has 300 patterns; at most 256"),
         ('{"use_dora": true}', "says in its config that it is a DoRA, but has no magnitude"),
         ("9" * 3_000_000, "is larger than"),
     ],
@@ -177,6 +264,17 @@ def test_configs_that_are_wrong(tmp_path, config, says):
     (tmp_path / "adapter_config.json").write_text(config)
     with pytest.raises(LoraError, match=says):
         load_lora(tmp_path, TINY)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"^transformer_blocks\.0\.attn\.to_q$", r".*blocks\.\d+\.attn.*to_q", r"(to_q|to_x|to_y)", "blocks.[0-3].to_q"],
+)
+def test_patterns_that_trainers_write(tmp_path, pattern):
+    save_file(attention(1, "q"), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 2, "alpha_pattern": {pattern: 6}}))
+    matches = re.match(rf"(.*\.)?({pattern})$", "transformer_blocks.0.attn.to_q")  # as peft does
+    assert load_lora(tmp_path, TINY).report.alpha == ("6" if matches else "2")
 
 
 def test_a_config_counts_where_it_must_belong_to_the_file(tmp_path):
@@ -200,6 +298,23 @@ def test_a_config_counts_where_it_must_belong_to_the_file(tmp_path):
     empty.mkdir()
     with pytest.raises(LoraError, match="is a folder with no .safetensors file"):
         load_lora(empty, TINY)
+
+
+@pytest.mark.parametrize("name", ["a.sft", "a.SAFETENSORS", "a.Sft"])
+def test_every_name_that_comfyui_lists_is_read(tmp_path, name):
+    path = tmp_path / "a.safetensors"
+    save_file(attention(), path)
+    path.rename(tmp_path / name)
+    assert load_lora(tmp_path / name, TINY).report.applied == 6
+    assert load_lora(tmp_path, TINY).report.file == name
+
+
+def test_errors_name_the_file_and_not_the_machines_folders(tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(b"x")
+    for path in (tmp_path / "missing.safetensors", tmp_path / "a.ckpt", tmp_path, tmp_path / ("a" * 300)):
+        with pytest.raises(LoraError) as caught:
+            load_lora(path, TINY)
+        assert str(caught.value).startswith(f"LoRA {path.name[:200]}") and str(tmp_path.parent) not in str(caught.value)
 
 
 def test_a_file_written_again_at_once_is_read_again(file):
@@ -267,6 +382,33 @@ def test_hostile_headers(file):
     file.write_bytes(struct.pack("<Q", 2**60) + b"{}")
     with pytest.raises(LoraError, match="is no safetensors file"):
         load_lora(file, TINY)
+
+
+def test_a_header_of_very_many_tensors_is_refused_early(file):
+    entries = {f"{i}": {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]} for i in range(400_000)}
+    header_file(file, json.dumps(entries, separators=(",", ":")).encode(), b"\0" * len(entries))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    with pytest.raises(LoraError, match="has 400000 tensors; at most 20000 are read"):
+        load_lora(file, TINY)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    assert time.perf_counter() - start < 5 and grown < 500
+
+
+@pytest.mark.parametrize("rank", [2, 8, 20])
+def test_a_loha_applied_is_its_change_at_any_rank(rank, monkeypatch):
+    a1, b1, a2, b2 = (torch.randn(size) for size in ((24, rank), (rank, 40), (24, rank), (rank, 40)))
+    form, x = LoHa(a1, b1, a2, b2, 0.5), torch.randn(3, 40)
+    widths = []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w: widths.append(w.shape[0]) or linear(x, w))
+    torch.testing.assert_close(form.apply(x), x @ (0.5 * (a1 @ b1) * (a2 @ b2)).T, rtol=1e-4, atol=1e-4)
+    assert max(widths) <= 24  # never wider than the change itself
+
+
+def test_an_alpha_without_effect_is_not_reported(file):
+    save_file({"proj_out.diff": torch.ones(128, 128), "proj_out.alpha": torch.tensor(3.0)}, file)
+    assert load_lora(file, TINY).report.alpha == "none"
 
 
 def mutate(rng, content):

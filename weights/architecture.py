@@ -15,6 +15,8 @@ SIZES: dict[str, tuple[int | str, int | str]] = {
     "txt_in.": (1, "context"),
     "time_in.in_layer.": (1, "time"),
     "time_in.out_layer.": (1, 1),
+    "guidance_in.in_layer.": (1, "time"),
+    "guidance_in.out_layer.": (1, 1),
     "double_stream_modulation_": (6, 1),
     "single_stream_modulation.": (3, 1),
     "final_layer.adaLN_modulation.": (2, 1),
@@ -29,7 +31,7 @@ SIZES: dict[str, tuple[int | str, int | str]] = {
 
 
 class Architecture(NamedTuple):
-    """Shapes of a FLUX.2 transformer and of the text encoder it was trained with."""
+    """Shapes of a FLUX.2 transformer and of the text encoder it was trained with; ``guidance``: it embeds one."""
 
     name: str
     hidden: int
@@ -37,6 +39,7 @@ class Architecture(NamedTuple):
     single_blocks: int
     text_width: int
     text_encoder: str
+    guidance: bool = False
 
     @property
     def context(self) -> int:
@@ -44,8 +47,8 @@ class Architecture(NamedTuple):
         return 3 * self.text_width
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every weight under BFL's name, without a guidance embedding."""
-        return {row.bfl: self._shape(row.bfl) for row in rows(self.double_blocks, self.single_blocks)}
+        """The shape of every weight under BFL's name."""
+        return {row.bfl: self._shape(row.bfl) for row in rows(self.double_blocks, self.single_blocks, self.guidance)}
 
     def _shape(self, name: str) -> tuple[int, ...]:
         if name.endswith(".scale"):
@@ -57,7 +60,7 @@ class Architecture(NamedTuple):
 
 KLEIN_9B = Architecture("FLUX.2 [klein] 9B", 4096, 8, 24, 4096, "Qwen3-8B")
 KLEIN_4B = Architecture("FLUX.2 [klein] 4B", 3072, 5, 20, 2560, "Qwen3-4B")
-DEV = Architecture("FLUX.2 [dev]", 6144, 8, 48, 5120, "Mistral-Small-3.2-24B")
+DEV = Architecture("FLUX.2 [dev]", 6144, 8, 48, 5120, "Mistral-Small-3.2-24B", guidance=True)
 ARCHITECTURES = (KLEIN_9B, KLEIN_4B, DEV)
 TINY = Architecture("random test weights of a tiny klein", 128, 2, 3, 32, "random test weights of a tiny Qwen3")
 FLUX_1_WIDTHS = (3072, 4096)  # hidden, context
@@ -73,4 +76,5 @@ def architecture(hidden: int, context: int, double_blocks: int, single_blocks: i
     known = TINY if (hidden, context) == (TINY.hidden, TINY.context) else recognize(hidden, context)
     name = known.name if known else f"a FLUX.2 transformer of hidden width {hidden}"
     text_encoder = known.text_encoder if known else "unknown"
-    return Architecture(name, hidden, double_blocks, single_blocks, context // 3, text_encoder)
+    guidance = known is not None and known.guidance
+    return Architecture(name, hidden, double_blocks, single_blocks, context // 3, text_encoder, guidance)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library too
+MAX_TENSORS = 1_000_000  # no model has as many
 MAX_NAME = 200  # characters of a name in an error
 MAX_AXES, MAX_LENGTH = 8, 2**48  # of a shape; beyond, it is no tensor but an attack on what computes its size
 FOREIGN_STARTS = {
@@ -34,13 +35,14 @@ class Tensor(NamedTuple):
 
 
 def read_file_header(
-    path: Path, label: str, max_header: int = MAX_HEADER
+    path: Path, label: str, max_header: int = MAX_HEADER, max_tensors: int = MAX_TENSORS
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of one safetensors file; nothing but its header is read.
 
     Args:
         label: what errors call the file.
         max_header: bytes; a larger header is refused unread.
+        max_tensors: more are refused before any is looked at.
 
     Raises:
         ValueError: a file that is missing, empty, truncated, damaged or no safetensors, naming it and the fault.
@@ -71,6 +73,8 @@ def read_file_header(
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError(f"{label} is damaged: its metadata is not a table of texts.")
+    if len(entries) > max_tensors:
+        raise ValueError(f"{label} has {len(entries)} tensors; at most {max_tensors} are read.")
     for name, entry in entries.items():
         if not _is_tensor(entry):
             raise ValueError(f"{label} is damaged: the header's entry {name[:MAX_NAME]} describes no tensor.")
