@@ -3,9 +3,10 @@
     (none), cancelled, failed, replaced  -> submit -> submitted | lost | failed
     submitting, its process died         -> lost
     lost                                 -> an error; with resubmit_lost -> replaced
-    submitted, cancelling                -> wait   -> completed | failed | cancelled
+    submitted, cancelling                -> wait   -> completed | failed | cancelled, by fal's own word alone
     completed                            -> save   -> saved
     saved                                -> the result, as often as it is asked for
+    what fal no longer has               -> an error; with resubmit_lost, and from an earlier run, -> replaced
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .client import ADDRESS, REQUEST_ID, Api
 from .errors import RESUBMIT, RESUBMIT_GONE, AnswerLost, NotAccepted, RemoteError, Unobtainable
 from .fields import EDIT_ENDPOINT
 from .interrupt import run_interruptibly
-from .journal import CANCELLED, CANCELLING, COMPLETED, ENDED, LOST, REPLACED, SAVED, SUBMITTED, SUBMITTING, Journal, Row
+from .journal import COMPLETED, ENDED, LOST, REPLACED, SAVED, SUBMITTED, SUBMITTING, Journal, Row
 from .order import Order
 from .results import Collected, Spoiled, collect, save
 from .session import Options, Session
@@ -75,13 +76,13 @@ async def _run(session: Session) -> Collected:
     journal, recovering = session.journal, session.options.recover_request_id
     fingerprint = f"recovered:{recovering}" if recovering else session.order.fingerprint
     async with _alone(session, fingerprint):
-        first = row = _attach(session, fingerprint) if recovering else journal.find(fingerprint)
+        row = _attach(session, fingerprint) if recovering else journal.find(fingerprint)
+        earlier = row and row.id  # what this run found; only that may be given up for another submission
         try:
             while True:
                 while row is None or row.state != SAVED:
-                    row = await _step(session, row)
-                ordered = first is None or row.id != first.id
-                cost = session.order.cost_usd if ordered else 0.0
+                    row = await _step(session, row, earlier)
+                cost = 0.0 if row.id == earlier else session.order.cost_usd
                 collected = collect(row, session.results, session.order, cost, session.options.on_flagged == "error")
                 if collected is not None:
                     return collected
@@ -95,7 +96,7 @@ async def _run(session: Session) -> Collected:
             raise
 
 
-async def _step(session: Session, row: Row | None) -> Row:
+async def _step(session: Session, row: Row | None, earlier: int | None) -> Row:
     """One step of the machine: the row in its next state."""
     journal, options = session.journal, session.options
     if row is None or row.state in ENDED:
@@ -111,13 +112,11 @@ async def _step(session: Session, row: Row | None) -> Row:
     try:
         return await (save(session, row) if row.state == COMPLETED else wait(session, row))
     except Unobtainable as error:
-        if row.state == CANCELLING:
-            return journal.update(row, CANCELLED)
         if options.recover_request_id:
             raise
-        if not options.resubmit_lost:
-            raise Unobtainable(f"{error} {RESUBMIT_GONE}") from None
-        return journal.update(row, REPLACED)
+        if row.id == earlier and options.resubmit_lost:
+            return journal.update(row, REPLACED)
+        raise Unobtainable(f"{error} {RESUBMIT_GONE}") from None
 
 
 async def _submit(session: Session) -> Row:

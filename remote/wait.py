@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import sqlite3
 
-from .errors import RUN_AGAIN, Cancelled, Failed, RemoteError, Unobtainable
+from .errors import RESUBMIT, Cancelled, Failed, RemoteError, Unobtainable
 from .interrupt import within
-from .journal import CANCELLED, CANCELLING, COMPLETED, FAILED, SAVED, SUBMITTED, Row
+from .journal import CANCELLED, CANCELLING, COMPLETED, FAILED, LOST, SUBMITTED, Row
 from .results import save
 from .session import Session
 from .waits import Watch
@@ -55,34 +56,46 @@ async def cancel(session: Session, row: Row | None) -> None:
 
     Never raises; what could not be done is said, and the row tells the next run.
     """
+    if row is not None and row.state == LOST:
+        session.progress(f"{row.error} {RESUBMIT}")
     if row is None or row.state not in (SUBMITTED, CANCELLING):
         return
     try:
         row = await within(session.waits.grace, _cancel(session, row))
-        said = "fal had completed the request; its result is kept" if row.state == SAVED else f"{row.state} at fal"
+        said = f"{row.state} at fal"
+        if row.state == COMPLETED:
+            with contextlib.suppress(RemoteError, sqlite3.Error, asyncio.TimeoutError):  # the next run fetches it
+                await within(session.waits.grace, save(session, row))
+            said = "fal had completed the request; its result is kept, and running again collects it"
     except (Failed, Cancelled) as error:
         said = str(error)
     except (RemoteError, sqlite3.Error, asyncio.TimeoutError) as error:
         reason = str(error) or f"no confirmation within {session.waits.grace:g} s"
-        said = f"interrupted, but the cancellation is not confirmed: {reason} It may go on and be charged. {RUN_AGAIN}"
+        said = (
+            f"interrupted, but the cancellation is not confirmed: {reason} It may go on and be charged; the next run of "
+            "the same inputs collects it, or submits anew if fal says that it was cancelled."
+        )
         logging.warning("klein-cns: request %s: %s", row.request_id, said)
     session.progress(said)
 
 
 async def _cancel(session: Session, row: Row) -> Row:
-    asked = session.journal.update(row, CANCELLING)
+    with contextlib.suppress(sqlite3.Error):  # a full disk must not keep fal from being asked
+        row = session.journal.update(row, CANCELLING)
     try:
-        if not await session.api.cancel(row.request_id):
-            asked = session.journal.update(row, SUBMITTED)  # it was completed already
-    except Unobtainable:
-        pass  # the polls below say whether fal really does not know it
+        if not await _ask(session, row.request_id):
+            row = session.journal.update(row, SUBMITTED)  # it was completed already
     except RemoteError:
         session.journal.update(row, SUBMITTED)
         raise
-    try:
-        row = await wait(session, asked)
-    except Unobtainable:
-        if asked.state != CANCELLING:
-            raise
-        return session.journal.update(row, CANCELLED)
-    return await save(session, row) if row.state == COMPLETED else row
+    return await wait(session, row)
+
+
+async def _ask(session: Session, request_id: str) -> bool:
+    for left in reversed(range(UNKNOWN_POLLS)):
+        try:
+            return await session.api.cancel(request_id)
+        except Unobtainable:
+            if not left:
+                raise
+            await asyncio.sleep(session.waits.poll)

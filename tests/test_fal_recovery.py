@@ -92,6 +92,17 @@ def test_interrupt_while_the_answer_to_a_submission_does_not_come_is_recorded_as
     assert machine.run(resubmit_lost=True).images and fal.posts == 2
 
 
+def test_interrupt_of_a_submission_whose_answer_is_lost_says_so(fal, machine):
+    def lose(handler, proceed):
+        proceed()
+        time.sleep(0.4)
+        handler.hang_up()
+
+    fal.fail(submit=lose)
+    interrupted(machine, fal, "submit")
+    assert machine.state() == "lost" and "Whether fal took it is unknown" in machine.said[-1]
+
+
 def test_interrupt_before_the_submission_leaves_nothing(fal, machine):
     def check():
         raise Interrupt
@@ -128,6 +139,13 @@ def test_interrupt_of_a_request_that_fails_meanwhile_is_said(fal, machine):
     assert machine.state() in ("cancelled", "failed") and "not confirmed" not in machine.said[-1]
 
 
+def test_interrupt_of_a_completed_request_whose_file_is_slow_is_no_doubt(fal, machine):
+    fal.fail(result=stall(0.3), file=stall(3.0))
+    interrupted(machine, fal, "result", waits=replace(QUICK, grace=1.0))
+    assert machine.state() == "completed" and machine.said[-1].startswith("fal had completed the request")
+    assert machine.run().images and fal.posts == 1
+
+
 def test_interrupt_while_a_file_comes_keeps_the_request(fal, machine):
     fal.fail(file=stall(0.4))
     interrupted(machine, fal, "file")
@@ -156,18 +174,65 @@ def test_a_cancellation_without_confirmation_is_not_taken_for_one(fal, machine):
     assert machine.run().images and len(fal.requests) == 1
 
 
-@pytest.mark.parametrize("confirmed", ["client_cancelled", "gone"])
-def test_a_cancellation_confirmed_later_lets_the_next_run_submit(fal, machine, confirmed):
+def test_a_cancellation_confirmed_later_lets_the_next_run_submit(fal, machine):
     fal.queued = 10**6
     fal.fail(cancel=answer(202, {"status": "CANCELLATION_REQUESTED"}))
     interrupted(machine, fal, "status", waits=replace(QUICK, grace=0.3))
     fal.queued = 1
-    if confirmed == "gone":
-        fal.requests["gone"] = fal.requests.pop(next(iter(fal.requests)))
-    else:
-        next(iter(fal.requests.values()))["cancelled"] = True
+    next(iter(fal.requests.values()))["cancelled"] = True
     assert machine.run().images and len(fal.requests) == 2
     assert [row["state"] for row in machine.rows()] == ["cancelled", "saved"]
+
+
+@pytest.mark.parametrize("fault", [answer(502, b"<html>"), answer(404)], ids=["502 for long", "404"])
+def test_a_result_that_does_not_come_confirms_no_cancellation(fal, machine, fault):
+    """fal goes on in spite of the cancellation and completes; only its own word ends the request."""
+    fal.queued = 10**6
+    fal.fail(cancel=answer(202, {"status": "CANCELLATION_REQUESTED"}))
+    interrupted(machine, fal, "status", waits=replace(QUICK, grace=0.3))
+    fal.queued = 1
+    fal.fail(result=itertools.repeat(fault))
+    with pytest.raises(RemoteError, match="resubmit_lost"):
+        machine.run(waits=replace(QUICK, silence=0.3))
+    assert fal.posts == 1 and machine.state() == "cancelling"
+    fal.heal()
+    assert machine.run().images and fal.posts == 1
+
+
+def test_interrupt_before_fal_knows_the_id(fal, machine):
+    """Unknown is not cancelled: it is asked again, and what stays unknown is collected by the next run."""
+    fal.queued = 10**6
+    fal.fail(cancel=answer(404), status=answer(404))
+    interrupted(machine, fal, "status")
+    assert [request["cancelled"] for request in fal.requests.values()] == [True] and machine.state() == "cancelled"
+
+    fal.reached["status"].clear()
+    fal.fail(cancel=itertools.repeat(answer(404)), status=itertools.repeat(answer(404)))
+    interrupted(machine, fal, "status")
+    assert machine.state() == "submitted" and "may go on and be charged" in machine.said[-1]
+    fal.heal()
+    fal.queued = 1
+    assert machine.run().images and fal.posts == 2
+
+
+@pytest.mark.parametrize("broken", ["file", "response", "unknown"])
+def test_resubmit_lost_buys_once_a_run(fal, machine, broken):
+    """What this run submitted it never gives up for another submission, however long a fault lasts."""
+    if broken == "file":
+        fal.fail(file=itertools.repeat(answer(403)))
+    elif broken == "response":
+        fal.respond = lambda response: {**response, "images": []}
+    else:
+        fal.fail(status=itertools.repeat(answer(404)))
+    until = time.monotonic() + 2
+
+    def check():
+        assert time.monotonic() < until, f"{fal.posts} submissions"
+
+    for posts in (1, 2):
+        with pytest.raises(RemoteError, match="the next run submits it again"):
+            machine.run(check=check, resubmit_lost=True)
+        assert fal.posts == posts
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
