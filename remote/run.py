@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -34,6 +35,7 @@ from .waits import Waits
 __all__ = ["ADDRESS", "Options", "run"]
 
 JOURNAL = "journal.sqlite"
+RECOVERED = "recovered:"  # in place of the fingerprint, where the inputs are not known
 
 
 def run(
@@ -43,7 +45,7 @@ def run(
     """Collect the result of an order, submitting it only where no earlier run did.
 
     Args:
-        order: what is asked for; None only with ``recover_request_id``.
+        order: what is asked for. With ``recover_request_id`` it may be None, and only says whose lost submission is found.
         key: of the fal account.
         address: in place of fal's queue; None for fal's own.
         folder: the journal's.
@@ -74,16 +76,19 @@ def run(
 
 async def _run(session: Session) -> Collected:
     journal, recovering = session.journal, session.options.recover_request_id
-    fingerprint = f"recovered:{recovering}" if recovering else session.order.fingerprint
-    async with _alone(session, fingerprint):
+    fingerprint = RECOVERED + recovering if recovering else session.order.fingerprint
+    async with _alone(session, session.order.fingerprint if session.order else fingerprint):
         row = _attach(session, fingerprint) if recovering else journal.find(fingerprint)
         earlier = row and row.id  # what this run found; only that may be given up for another submission
         try:
             while True:
                 while row is None or row.state != SAVED:
                     row = await _step(session, row, earlier)
+                if recovering:
+                    _settle(session, row)
                 cost = 0.0 if row.id == earlier else session.order.cost_usd
-                collected = collect(row, session.results, session.order, cost, session.options.on_flagged == "error")
+                order = None if recovering else session.order
+                collected = collect(row, session.results, order, cost, session.options.on_flagged == "error")
                 if collected is not None:
                     return collected
                 row = journal.update(row, COMPLETED)  # a file is gone: fetch it again
@@ -142,6 +147,19 @@ def _attach(session: Session, fingerprint: str) -> Row:
     if row is None or row.state in ENDED:
         row = session.journal.begin(fingerprint, EDIT_ENDPOINT, None, SUBMITTED, request_id=request_id)
     return row
+
+
+def _settle(session: Session, row: Row) -> None:
+    """Make what was recovered the result of the same inputs too, if their submission was lost.
+
+    A request of other inputs, or with another seed, is not theirs.
+    """
+    order, journal = session.order, session.journal
+    lost = order and journal.find(order.fingerprint)
+    if not lost or lost.state not in (SUBMITTING, LOST) or not row.fingerprint.startswith(RECOVERED):
+        return
+    if json.loads(row.response).get("seed") in (None, order.arguments["seed"]):
+        journal.update(lost, SAVED, request_id=row.request_id, response=row.response, files=row.files)
 
 
 @asynccontextmanager

@@ -27,7 +27,7 @@ class Session:
     """One run.
 
     Args:
-        order: what is asked for; None only with ``recover_request_id``.
+        order: what is asked for; with ``recover_request_id`` it may be None.
         results: the folder for pictures.
         progress: called with a line to show.
     """

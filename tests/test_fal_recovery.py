@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -294,8 +295,6 @@ def test_two_processes_at_once_submit_once(fal, tmp_path):
 
 def test_the_row_alone_keeps_a_second_submission_away(fal, machine, monkeypatch):
     """Without the lock of the file system (some network drives have none) the journal's index still stands."""
-    import contextlib
-
     @contextlib.asynccontextmanager
     async def nobody(*_):
         yield
@@ -408,6 +407,27 @@ def test_recover_by_id(fal, machine, tmp_path):
         with pytest.raises(RemoteError, match=says):
             other.run(recover_request_id=wrong, resubmit_lost=True)
     assert fal.posts == 1
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["lost", "submitting"])
+def test_what_is_recovered_is_the_result_of_the_lost_submission(fal, machine, killed):
+    fal.fail(submit=drop(accept=True))
+    with pytest.raises(RemoteError, match="recover_request_id"):
+        machine.run()
+    if killed:
+        database = sqlite3.connect(machine.folder / JOURNAL, isolation_level=None)
+        database.execute("UPDATE requests SET state = 'submitting'")
+        database.close()
+    [lost] = fal.requests
+    other = machine.run(order(seed=9)).request_id
+    for wrong in ("no-such-request", other):  # one mistyped, one of other inputs
+        with contextlib.suppress(RemoteError):
+            machine.run(order(), recover_request_id=wrong)
+    assert fal.posts == 2
+    assert machine.run(order(), recover_request_id=lost).images
+    for options in ({}, {"resubmit_lost": True}):
+        again = machine.run(**options)
+        assert (again.request_id, again.cost_usd, fal.posts) == (lost, 0, 2)
 
 
 def test_without_a_writable_journal_nothing_is_submitted(fal, machine):
