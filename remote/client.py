@@ -187,9 +187,7 @@ class Api:
             raise RemoteError(self.explain(response, body))
         if status == 499 or kind in CANCELLED_KINDS:
             raise Cancelled(f"the request {request_id} was cancelled at fal.")
-        if status in (408, 409, 429) or "in progress" in str(body):
-            return
-        if told or kind in KINDS or (status < 500 and isinstance(body, dict)):
+        if told or kind in KINDS or status == 422:
             raise Failed(self.explain(response, body, kind))
 
     def explain(self, response: httpx.Response, body: Any = None, kind: str | None = None) -> str:

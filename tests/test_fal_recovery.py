@@ -377,6 +377,21 @@ def test_a_deleted_file_is_fetched_again_and_an_expired_one_is_said(fal, machine
     assert machine.run(resubmit_lost=True).cost_usd == 0 and len(fal.requests) == 2  # nothing is lost any more
 
 
+def test_one_bad_picture_keeps_no_other_away(fal, machine):
+    def gone(handler, proceed):
+        handler.reply(*((404, {}, {}) if "/1.png" in handler.path else proceed()))
+
+    fal.fail(file=itertools.repeat(gone))
+    with pytest.raises(RemoteError, match="file is gone from fal .404.*Saved in .*_0.png, .*_2.png, .*_3.png") as error:
+        machine.run(order(num_images=4))
+    files = sorted(machine.results.iterdir())
+    assert [file.name[-6:] for file in files] == ["_0.png", "_2.png", "_3.png"]
+    assert all(file.read_bytes() == fal.picture and file.name in str(error.value) for file in files)
+    seen = len(fal.seen)
+    fal.heal()
+    assert len(machine.run(order(num_images=4)).images) == 4 and len(fal.seen) == seen + 1 and fal.posts == 1
+
+
 def test_inline_pictures_are_files_too_and_leave_the_journal(fal, machine):
     import base64
 
