@@ -27,10 +27,9 @@ from .interrupt import run_interruptibly
 from .journal import COMPLETED, ENDED, LOST, REPLACED, SAVED, SUBMITTED, SUBMITTING, Journal, Row
 from .order import Order
 from .results import Collected, Spoiled, collect, save
-from .session import Options, Session
+from .session import Options, Session, Waits
 from .submit import submit
 from .wait import cancel, wait
-from .waits import Waits
 
 __all__ = ["ADDRESS", "Options", "run"]
 

@@ -7,15 +7,17 @@ import contextlib
 import json
 import logging
 import sqlite3
+import time
+from typing import Any
 
-from .errors import RESUBMIT, Cancelled, Failed, RemoteError, Unobtainable
+from .errors import RESUBMIT, RUN_AGAIN, Cancelled, Failed, RemoteError, Unobtainable
 from .interrupt import within
 from .journal import CANCELLED, CANCELLING, COMPLETED, FAILED, LOST, SUBMITTED, Row
 from .results import save
 from .session import Session
-from .waits import Watch
 
 UNKNOWN_POLLS = 5  # fal must say so often that it does not know a request: just after a submission it may not yet
+MAX_LINE = 200  # letters of fal's logs
 
 
 async def wait(session: Session, row: Row) -> Row:
@@ -26,7 +28,7 @@ async def wait(session: Session, row: Row) -> Row:
         Unobtainable: fal does not know it, or does not give the result.
         RemoteError: it takes too long, or the key is refused (the row stays as it is).
     """
-    watch = Watch(row.request_id, session.waits, session.progress)
+    watch = Watch(row.request_id, session)
     unknown = 0
     while True:
         status = response = None
@@ -99,3 +101,48 @@ async def _ask(session: Session, request_id: str) -> bool:
             if not left:
                 raise
             await asyncio.sleep(session.waits.poll)
+
+
+class Watch:
+    """Shows how a request is getting on, and says when it has taken too long. Nothing is cancelled for that."""
+
+    def __init__(self, request_id: str, session: Session) -> None:
+        self._id, self._waits, self._progress, self._hide = request_id, session.waits, session.progress, session.api.hide
+        self._began = self._heard = time.monotonic()
+        self._running: float | None = None
+
+    def look(self, status: Any) -> None:
+        """Take in a status of fal-client's; None, or ``Completed`` without a result to be had, counts as silence.
+
+        Raises:
+            RemoteError: too long in the queue, on the machine, or without a usable answer.
+            Unobtainable: completed for too long without giving the result.
+        """
+        now, kind = time.monotonic(), type(status).__name__
+        if kind == "Queued":
+            self._heard = now
+            self._over(now - self._began, self._waits.queue, "still waits in fal's queue", "it stays there")
+            place = "" if status.position is None else f", position {status.position}"
+            self._progress(f"in fal's queue{place}, {now - self._began:.0f} s")
+        elif kind == "InProgress":
+            self._heard, self._running = now, self._running or now
+            self._over(now - self._running, self._waits.running, "still runs at fal", "it goes on")
+            said = self._hide(_last_line(status.logs))[:MAX_LINE]
+            self._progress(f"fal is at work, {now - self._running:.0f} s. {said}".strip())
+        elif now - self._heard > self._waits.silence:
+            if kind == "Completed":
+                raise Unobtainable(f"fal has completed the request {self._id}, but its result could not be fetched.")
+            raise RemoteError(f"there was no usable answer from fal for {self._waits.silence:g} s. {RUN_AGAIN}")
+        else:
+            self._progress(f"no usable answer from fal for {now - self._heard:.0f} s, asking again")
+
+    def _over(self, waited: float, limit: float, what: str, then: str) -> None:
+        if waited > limit:
+            raise RemoteError(f"the request {self._id} {what} after {limit:g} s; {then}. {RUN_AGAIN}")
+
+
+def _last_line(logs: Any) -> str:
+    """The newest message of fal's logs, as far as they are what they should be."""
+    last = logs[-1] if isinstance(logs, list) and logs else None
+    message = last.get("message") if isinstance(last, dict) else None
+    return message if isinstance(message, str) else ""

@@ -99,7 +99,7 @@ CASES = [
     Case("422 to the submission", 0, "failed", "refused an input: prompt: too long: \\.\\.\\.", **faulty(
         submit=answer(422, INPUT_ERROR))),
     Case("413", 0, "failed", "too large. Give fewer", **faulty(submit=answer(413, HTML))),
-    Case("404 to the submission", 0, "failed", "refused the request \\(404, 'Application not found'\\)",
+    Case("404 to the submission", 0, "failed", "refused the request \\(404: Application not found\\)",
          **faulty(submit=answer(404, {"detail": "Application not found"}))),
     Case("429, then taken", 1, "saved", OK, **faulty(submit=answer(429, {"detail": "slow down"}, Retry_After="0"))),
     Case("429 with a Retry-After that is waited for", 1, "saved", OK, **faulty(submit=answer(429, Retry_After="1"))),
@@ -310,3 +310,22 @@ def test_what_was_sent_is_the_order_and_nothing_else(fal, tmp_path):
     assert request["body"]["seed"] == 5 and request["body"]["loras"] == []
     row = machine.rows()[-1]
     assert json.loads(row["response"])["seed"] == 5 and row["request_id"] in fal.requests
+
+
+@pytest.mark.parametrize("prompt", [
+    "a secret launch " * 40, "it's a \"secret\" launch\nof the thing", "back\\slash secret", "secret \u00e9t\u00e9 \U0001f43c",
+], ids=["long", "quotes", "backslash", "unicode"])
+@pytest.mark.parametrize("quote", [str, repr, json.dumps], ids=["plain", "repr", "json"])
+def test_a_prompt_that_fal_quotes_is_repeated_nowhere(fal, tmp_path, prompt, quote):
+    machine = Machine(tmp_path, fal)
+    for status, detail in (
+        (400, f"bad prompt {quote(prompt)}"),
+        (422, [{"loc": ["body", "prompt"], "msg": f"rejected: {quote(prompt)}", "input": prompt}]),
+    ):
+        fal.fail(submit=answer(status, {"detail": detail}))
+        with pytest.raises(RemoteError, match=r"\.\.\.") as error:
+            machine.run(order(prompt=prompt))
+        assert "secret" not in str(error.value) + machine.rows()[-1]["error"]
+    fal.fail(status=answer(202, {"status": "IN_PROGRESS", "logs": [{"message": f"p={quote(prompt)}"}]}, accept=True))
+    machine.run(order(prompt=prompt))
+    assert not any("secret" in line for line in machine.said)

@@ -484,10 +484,13 @@ def test_results_that_cannot_be_written_are_kept_at_fal(fal, machine):
 
 
 def test_the_key_is_in_no_file(fal, machine, tmp_path):
-    fal.fail(status=answer(401, {"detail": f"Invalid key {KEY}"}))
-    with pytest.raises(RemoteError):
+    fal.fail(submit=answer(400, {"detail": f"Invalid key {KEY}"}))  # a server that quotes it, where we quote the server
+    with pytest.raises(RemoteError, match="Invalid key ..."):
         machine.run()
+    line = {"status": "IN_PROGRESS", "logs": [{"message": f"key={KEY}"}]}
+    fal.fail(status=answer(202, line, accept=True))
     machine.run()
+    assert any("key=..." in said for said in machine.said)
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert b"secret" not in path.read_bytes(), path

@@ -347,8 +347,8 @@ def test_without_fal_client_the_nodes_are_there_and_say_what_to_install(comfyui,
 
 def test_the_key_is_nowhere(keyed, fal):
     """Log, history, workflow, pictures, journal: all files of the machine but the key's own, and what HTTP gives."""
-    fal.fail(submit=answer(401, {"detail": f"Invalid key {KEY}"}))
-    assert "does not accept the key" in failure(keyed, remote_graph("leak", prompt="leak"))
+    fal.fail(submit=answer(400, {"detail": f"Invalid key {KEY}"}))
+    assert "Invalid key ..." in failure(keyed, remote_graph("leak", prompt="leak"))
     prompt = remote_graph("leak", prompt="leak 2")
     prompt["png"] = node("SaveImage", images=["fal", 0], filename_prefix="leak")
     keyed.run(prompt)
