@@ -86,7 +86,8 @@ class KleinFalEdit(io.ComfyNode):
                 *(entry for entry in cns_inputs() if entry.id != GAMMA_FILE),
                 io.Float.Input(
                     "max_cost_usd", default=0.5, min=0.0, max=100.0, step=0.01,
-                    tooltip="A request that costs more is refused. $0.02 for each megapixel of input and output.",
+                    tooltip="A request that costs more is refused. $0.02 for each megapixel of input and output; with "
+                    "auto at most. Whether fal rounds megapixels up is not documented.",
                 ),
                 io.String.Input(
                     "image_urls", multiline=True, default="", advanced=True,
@@ -96,8 +97,8 @@ class KleinFalEdit(io.ComfyNode):
                 _widget("sync_mode", advanced=True),
                 io.String.Input(
                     "recover_request_id", default="", advanced=True,
-                    tooltip="Collect this request from fal and submit nothing. If the submission of the inputs above was "
-                    "lost, it is then theirs; else they are left aside.",
+                    tooltip="Collect this request from fal and submit nothing. If the submission of the inputs above "
+                    "was lost, it is then theirs; else they are left aside.",
                 ),
                 io.Boolean.Input(
                     "resubmit_lost", default=False, advanced=True,

@@ -44,7 +44,7 @@ def run(
     """Collect the result of an order, submitting it only where no earlier run did.
 
     Args:
-        order: what is asked for. With ``recover_request_id`` it may be None, and only says whose lost submission is found.
+        order: what is asked for. With ``recover_request_id`` it may be None; only its lost submission matters then.
         key: of the fal account.
         address: in place of fal's queue; None for fal's own.
         folder: the journal's.
@@ -106,7 +106,7 @@ async def _step(session: Session, row: Row | None, earlier: int | None) -> Row:
     if row is None or row.state in ENDED:
         if options.recover_request_id:
             raise RemoteError(f"the request {options.recover_request_id} ended at fal without a result.")
-        return await _submit(session)
+        return await submit(session)
     if row.state == SUBMITTING:  # nobody else is at work on these inputs, so its process has died
         return journal.update(row, LOST, error="the machine stopped while the submission was under way.")
     if row.state == LOST:
@@ -121,20 +121,6 @@ async def _step(session: Session, row: Row | None, earlier: int | None) -> Row:
         if row.id == earlier and options.resubmit_lost:
             return journal.update(row, REPLACED)
         raise Unobtainable(f"{error} {RESUBMIT_GONE}") from None
-
-
-async def _submit(session: Session) -> Row:
-    """Submit; what certainly was not taken is tried again a few times."""
-    waits, tried = session.waits, 0
-    while True:
-        try:
-            return await submit(session)
-        except NotAccepted as error:
-            after, tried = error.retry_after, tried + 1
-            if after is None or after > waits.retry_after or tried == waits.tries:
-                raise
-            session.progress(f"{error} Trying again.")
-            await asyncio.sleep(max(after, waits.backoff * 2 ** (tried - 1)))
 
 
 def _attach(session: Session, fingerprint: str) -> Row:

@@ -74,8 +74,8 @@ async def cancel(session: Session, row: Row | None) -> None:
     except (RemoteError, sqlite3.Error, asyncio.TimeoutError) as error:
         reason = str(error) or f"no confirmation within {session.waits.grace:g} s"
         said = (
-            f"interrupted, but the cancellation is not confirmed: {reason} It may go on and be charged; the next run of "
-            "the same inputs collects it, or submits anew if fal says that it was cancelled."
+            f"interrupted, but the cancellation is not confirmed: {reason} It may go on and be charged; the next run "
+            "of the same inputs collects it, or submits anew if fal says that it was cancelled."
         )
         logging.warning("klein-cns: request %s: %s", row.request_id, said)
     session.progress(said)
@@ -107,7 +107,8 @@ class Watch:
     """Shows how a request is getting on, and says when it has taken too long. Nothing is cancelled for that."""
 
     def __init__(self, request_id: str, session: Session) -> None:
-        self._id, self._waits, self._progress, self._hide = request_id, session.waits, session.progress, session.api.hide
+        self._id, self._hide = request_id, session.api.hide
+        self._waits, self._progress = session.waits, session.progress
         self._began = self._heard = time.monotonic()
         self._running: float | None = None
 

@@ -14,7 +14,6 @@ from fal_runs import QUICK, Machine, order
 from fal_server import KEY, FalServer, answer, drop, png
 from klein_cns.klein import sizes
 from klein_cns.remote import fields as fal_fields
-from klein_cns.remote.cost import cost_usd, output_size
 from klein_cns.remote.errors import RemoteError
 from klein_cns.remote.fields import FalFields
 from klein_cns.remote.interrupt import run_interruptibly, within
@@ -129,14 +128,24 @@ def test_the_endpoint_follows_the_pictures():
     assert make_order({"prompt": "x", "image_size": "auto"}, ["https://a/b.png"]).endpoint == fal_fields.EDIT_ENDPOINT
 
 
+def priced(size, *pictures, **more):
+    sources = [picture if isinstance(picture, str) else Image.new("L", picture) for picture in pictures]
+    return round(make_order({"prompt": "x", "image_size": size, **more}, sources).cost_usd, 9)
+
+
 def test_cost_is_by_the_pixels():
-    assert cost_usd((1024, 1024), 1, 1) == pytest.approx(0.04)  # the document's example
-    assert cost_usd((1024, 768), 4, 0) == pytest.approx(0.06)
-    assert output_size("auto", []) == (1024, 768)
-    assert output_size("auto", [(640, 480), (99, 99)]) == (640, 480)
-    assert output_size("auto", [(4096, 1024)]) == (2048, 512)
-    assert output_size("auto", [None]) == (2048, 2048)  # a picture that only fal sees: the largest
-    assert output_size("square_hd", [None]) == (1024, 1024) and output_size((512, 600), []) == (512, 600)
+    assert priced((1024, 1024), (99, 99)) == 0.04  # the document's example
+    assert priced("landscape_4_3", num_images=4) == 0.06 and priced("auto") == 0.015
+    assert priced("square_hd", "https://a/b.png") == 0.04 and priced((512, 768)) == 0.0075
+
+
+def test_with_auto_the_price_is_an_upper_bound():
+    """The result may have the input's size, or the megapixel that fal resizes it to."""
+    for size in ((300, 300), (512, 512), (640, 480), (1024, 1024), (3000, 200)):
+        assert priced("auto", size) == 0.04
+    assert priced("auto", (2048, 1024), (99, 99)) == 0.08
+    assert priced("auto", (4096, 1024)) == 0.06
+    assert priced("auto", "https://a/b.png") == 0.1  # a picture that only fal sees: the largest
 
 
 def test_a_limit_that_is_no_number_lets_nothing_pass(fal, tmp_path):
