@@ -13,7 +13,7 @@ import pytest
 import torch
 from comfy_graph import OFF, SINGLE, example, failure, give, graph, made, node, shortened
 from comfy_host import Failed, Server
-from fal_server import KEY, FalServer, answer, png, stall
+from fal_server import KEY, FalServer, answer, drop, png, stall
 from klein_cns.klein.architecture import WANTED
 from PIL import Image
 
@@ -39,6 +39,29 @@ class ProbeMemory:
         route._accelerator_memory = lambda: size or None
         return {{"ui": {{"size": [size]}}}}
 
+class ProbeGrow:
+    """An image that goes through; meanwhile the machine gets a large accelerator."""
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "grow", ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {{"required": {{"image": ("IMAGE",)}}}}
+
+    def grow(self, image):
+        ProbeMemory().set(10**12)
+        return (image,)
+
+class ProbeName:
+    """The name of a file, through a link."""
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "name", ("COMBO",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {{"required": {{"name": ("STRING", {{}})}}}}
+
+    def name(self, name):
+        return (name,)
+
 class ProbeText:
     """Show what a text output holds."""
     CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "show", (), True
@@ -62,7 +85,7 @@ class ProbeFail:
     def fail(self):
         raise RuntimeError("the branch that was not taken ran")
 
-NODE_CLASS_MAPPINGS = {{probe.__name__: probe for probe in (ProbeMemory, ProbeText, ProbeFail)}}
+NODE_CLASS_MAPPINGS = {{probe.__name__: probe for probe in (ProbeMemory, ProbeGrow, ProbeName, ProbeText, ProbeFail)}}
 '''
 
 
@@ -332,7 +355,32 @@ def test_route_auto_decides_by_accelerator_files_and_memory(keyed, fal):
     del unknown["route"]["inputs"]["remote"]
     text = failure(keyed, {**unknown, "save": node("ProbeSave", name="unknown", image=["route", 0])})
     assert "no Klein 9B Base Loader feeds local" in text and "Nothing is connected to remote" in text
+    linked = route_graph("linked", "auto", SINGLE | {"vae": ["name", 0]})
+    linked["name"] = node("ProbeName", name=SINGLE["vae"])
+    del linked["route"]["inputs"]["remote"]
+    assert "a link names its files, so what it needs is unknown" in failure(keyed, linked)
     memory(keyed, 0)
+
+
+def test_route_gives_the_picture_that_came_whatever_changed_meanwhile(keyed, fal):
+    memory(keyed, 0)
+    prompt = route_graph("grown", "auto", SINGLE, seed=200)
+    prompt["grow"] = node("ProbeGrow", image=["fal", 0])
+    prompt["route"]["inputs"]["remote"] = ["grow", 0]
+    keyed.run(prompt)
+    memory(keyed, 0)
+    assert tuple(made(keyed, "grown").shape) == (1, 48, 64, 3)
+
+
+def test_a_recovered_request_is_the_lost_one_of_the_same_inputs(keyed, fal):
+    fal.fail(submit=drop(accept=True))
+    assert "Whether fal took it is unknown" in failure(keyed, remote_graph("lost", prompt="lost"))
+    *_, lost = fal.requests
+    assert texts(keyed.run(remote_graph("lost", prompt="lost", recover_request_id=lost)))["id"] == lost
+    before = len(fal.requests)
+    assert texts(keyed.run(remote_graph("lost", prompt="lost")))["cost"] == 0 and len(fal.requests) == before
+    keyed.run(remote_graph("lost", seed=1, image_urls="no address", recover_request_id=lost))  # inputs are not needed
+    assert len(fal.requests) == before
 
 
 def test_without_fal_client_the_nodes_are_there_and_say_what_to_install(comfyui, server):
