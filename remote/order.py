@@ -94,6 +94,12 @@ def make_order(
     names = [picture if isinstance(picture, str) else pixel_digest(picture) for picture in pictures]
     weights = [(path if isinstance(path, str) else file_digest(path), scale) for path, scale in loras]
     checked = _body(given, names, weights)
+    try:
+        json.dumps(checked, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise NotAccepted(
+            "prompt or negative_prompt holds half of a character (a lone surrogate); type it anew."
+        ) from None
     sources = [None if isinstance(picture, str) else picture.size for picture in pictures]
     pixels = checked["num_images"] * most_pixels(size, sources) + len(pictures) * MEGAPIXEL
     cost = USD_PER_MEGAPIXEL * pixels / MEGAPIXEL

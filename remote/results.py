@@ -171,7 +171,10 @@ def collect(row: Row, folder: Path, order: Order | None, cost_usd: float, refuse
 
 
 def _check_flags(response: Response, files: list[Path]) -> None:
-    flagged = [str(i + 1) for i, flag in enumerate(response.has_nsfw_concepts or []) if flag]
+    flags = response.has_nsfw_concepts
+    if isinstance(flags, bool):
+        flags = [flags] * len(files)
+    flagged = [str(i + 1) for i, flag in enumerate(flags or []) if flag]
     if flagged:
         raise RemoteError(
             f"fal's safety checker flagged picture {', '.join(flagged)} of {len(files)}; such pictures come black. The "

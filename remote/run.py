@@ -21,7 +21,7 @@ from pathlib import Path
 import filelock
 
 from .client import ADDRESS, REQUEST_ID, Api
-from .errors import RESUBMIT, RESUBMIT_GONE, AnswerLost, NotAccepted, RemoteError, Unobtainable
+from .errors import RESUBMIT, RESUBMIT_GONE, RUN_AGAIN, AnswerLost, NotAccepted, RemoteError, Unobtainable
 from .fields import EDIT_ENDPOINT
 from .interrupt import run_interruptibly
 from .journal import COMPLETED, ENDED, LOST, REPLACED, SAVED, SUBMITTED, SUBMITTING, Journal, Row
@@ -33,7 +33,7 @@ from .wait import cancel, wait
 
 __all__ = ["ADDRESS", "Options", "run"]
 
-JOURNAL = "journal.sqlite"
+JOURNAL, LOCKS = "journal.sqlite", "locks"
 RECOVERED = "recovered:"  # in place of the fingerprint, where the inputs are not known
 
 
@@ -56,6 +56,13 @@ def run(
         RemoteError: in words, with what became of the request.
     """
 
+    try:
+        for made in (folder, folder / LOCKS):
+            made.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        text = f"{folder} cannot be used ({error.strerror}); the journal is kept there, and nothing is submitted without it."
+        raise RemoteError(text) from None
+
     async def work() -> Collected:
         hide = [] if order is None else [order.arguments["prompt"], order.arguments["negative_prompt"]]
         with closing(Journal(folder / JOURNAL)) as journal:
@@ -64,11 +71,9 @@ def run(
 
     try:
         return run_interruptibly(work, check)
-    except sqlite3.IntegrityError:
-        raise RemoteError("another run has just submitted the same inputs; run again to collect its result.") from None
     except sqlite3.Error as error:
         raise RemoteError(
-            f"the journal {folder / JOURNAL} cannot be used ({error}), and nothing is submitted without it. Free some "
+            f"the journal {folder / JOURNAL} cannot be used ({error}), and nothing was submitted. Free some "
             "space; if the file is damaged, move it away, and look at fal.ai/dashboard/requests for what is still open."
         ) from None
 
@@ -95,6 +100,13 @@ async def _run(session: Session) -> Collected:
             files = [name if i != error.index else "" for i, name in enumerate(row.files)]
             journal.update(row, COMPLETED, files=files)
             raise RemoteError(f"{error} Running again fetches it anew, and submits nothing.") from None
+        except sqlite3.Error as error:
+            if row is None or row.state in ENDED or row.request_id is None:
+                raise
+            raise RemoteError(
+                f"the journal {journal.path} cannot be written ({error}). The request {row.request_id} was submitted; "
+                f"free some space. {RUN_AGAIN}"
+            ) from None
         except asyncio.CancelledError:
             await cancel(session, journal.find(fingerprint))
             raise
@@ -150,9 +162,7 @@ def _settle(session: Session, row: Row) -> None:
 @asynccontextmanager
 async def _alone(session: Session, fingerprint: str) -> AsyncIterator[None]:
     """Wait until nobody else is at work on the same inputs. The system frees the lock when its process ends."""
-    folder = session.journal.path.parent / "locks"
-    folder.mkdir(exist_ok=True)
-    lock = filelock.FileLock(folder / f"inputs-{fingerprint[-3:]}")
+    lock = filelock.FileLock(session.journal.path.parent / LOCKS / f"inputs-{fingerprint[-3:]}")
     while True:
         try:
             lock.acquire(timeout=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from typing import Any
 
@@ -41,7 +42,10 @@ async def _once(session: Session) -> Row:
     check_cost(order.cost_usd, session.options.max_cost_usd)
     body = order.body(*await addresses(session))
     session.progress(f"${order.cost_usd:.4f}: submitting to fal")
-    row = journal.begin(order.fingerprint, order.endpoint, order.cost_usd)
+    try:
+        row = journal.begin(order.fingerprint, order.endpoint, order.cost_usd)
+    except sqlite3.IntegrityError:
+        raise RemoteError("another run has just submitted the same inputs; run again to collect its result.") from None
     sending = asyncio.ensure_future(_send(session, row, body))
     try:
         return await asyncio.shield(sending)
@@ -60,7 +64,8 @@ async def _send(session: Session, row: Row, body: dict[str, Any]) -> Row:
         journal.update(row, FAILED, error=str(error))
         raise
     except AnswerLost as error:
-        journal.update(row, LOST, error=str(error))
+        with contextlib.suppress(sqlite3.Error):  # the next run takes SUBMITTING for lost, too
+            journal.update(row, LOST, error=str(error))
         raise AnswerLost(f"{error} {RESUBMIT}") from None
     try:
         return journal.update(row, SUBMITTED, request_id=request_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -69,6 +70,19 @@ def image(**changes: Any) -> Any:
     return change
 
 
+def drip(handler, proceed):
+    """The honest answer, a few bytes at a time."""
+    _, body, _ = proceed()
+    data = json.dumps(body).encode()
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(data)))
+    handler.end_headers()
+    for i in range(0, len(data), 20):
+        handler.wfile.write(data[i : i + 20])
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
 INPUT_ERROR = {"detail": [{"loc": ["body", "prompt"], "msg": f"too long: {PROMPT}", "type": "x", "input": PROMPT}]}
 BALANCE = {"detail": "User is locked. Reason: Exhausted balance. Top up at fal.ai/dashboard/billing."}
 
@@ -102,6 +116,8 @@ CASES = [
     Case("404 to the submission", 0, "failed", "refused the request \\(404: Application not found\\)",
          **faulty(submit=answer(404, {"detail": "Application not found"}))),
     Case("429, then taken", 1, "saved", OK, **faulty(submit=answer(429, {"detail": "slow down"}, Retry_After="0"))),
+    Case("429 with a Retry-After that is no number", 1, "saved", OK,
+         **faulty(submit=answer(429, Retry_After="\u00b2"))),
     Case("429 with a Retry-After that is waited for", 1, "saved", OK, **faulty(submit=answer(429, Retry_After="1"))),
     Case("429 with a long Retry-After", 0, "failed", "too many requests at once .429.",
          **faulty(submit=answer(429, Retry_After="3600"))),
@@ -145,6 +161,7 @@ CASES = [
     Case("500 to the result, from a proxy", 1, "saved", OK, **faulty(result=[answer(500, HTML)] * 2)),
     Case("result cut off", 1, "saved", OK, **faulty(result=truncated())),
     Case("result is not JSON", 1, "saved", OK, **faulty(result=answer(200, HTML))),
+    Case("slow result", 1, "saved", OK, waits={"answer": 0.3, "silence": 1.0}, **faulty(result=FOREVER(drip))),
     Case("result lost", 1, "saved", OK, **faulty(result=[drop()] * 2)),
     Case("result never comes", 1, "submitted", "completed the request .* could not be fetched.*resubmit_lost",
          waits={"silence": 0.3}, **faulty(result=FOREVER(answer(500, HTML)))),
@@ -218,6 +235,11 @@ CASES = [
     # what fal thinks of it
     Case("flagged", 1, "saved", "safety checker flagged picture 1 of 1", (1, "safety checker flagged"),
          **responding(lambda response: {**response, "has_nsfw_concepts": [True]})),
+    *(
+        Case(f"flagged as {flags}", 1, "saved", "flagged picture 1 of 1", (1, "safety checker flagged"),
+             **responding(lambda response, flags=flags: {**response, "has_nsfw_concepts": flags}))
+        for flags in (True, [True, None])
+    ),
     Case("flagged, passed on", 1, "saved", OK, run={"on_flagged": "pass"},
          **responding(lambda response: {**response, "has_nsfw_concepts": [True]})),
     # inside the answer
@@ -286,6 +308,7 @@ def test_the_key_goes_to_the_api_alone(fal, tmp_path):
     Machine(tmp_path, fal).run()
     for _, path, headers in fal.seen:
         assert ("Authorization" in headers) == (not path.startswith("/files/")), path
+        assert "Authorization" not in headers or headers["Accept-Encoding"] == "identity"  # so that a size is its size
 
 
 def test_the_real_client_would_submit_ten_times(fal, monkeypatch):

@@ -448,9 +448,51 @@ def test_what_is_recovered_is_the_result_of_the_lost_submission(fal, machine, ki
 def test_without_a_writable_journal_nothing_is_submitted(fal, machine):
     machine.folder.mkdir(parents=True)
     (machine.folder / JOURNAL).write_bytes(b"this is no database" * 100)
-    with pytest.raises(RemoteError, match="journal .* cannot be used .*nothing is submitted without it"):
+    with pytest.raises(RemoteError, match="journal .* cannot be used .*nothing was submitted"):
         machine.run()
     assert fal.posts == 0
+
+
+@pytest.mark.parametrize("name", ["user", "user/locks"])
+def test_without_a_usable_folder_nothing_is_submitted(fal, machine, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("a file where the folder should be")
+    with pytest.raises(RemoteError, match="user cannot be used .*nothing is submitted without it"):
+        machine.run()
+    assert fal.posts == 0
+
+
+def fill_up(machine, state):
+    """From now on the journal takes no row in this state."""
+    database = sqlite3.connect(machine.folder / JOURNAL, isolation_level=None)
+    database.execute(f"CREATE TRIGGER full BEFORE UPDATE ON requests WHEN NEW.state = '{state}' "
+                     "BEGIN SELECT RAISE(FAIL, 'disk is full'); END")
+    database.close()
+
+
+def free_space(machine):
+    database = sqlite3.connect(machine.folder / JOURNAL, isolation_level=None)
+    database.execute("DROP TRIGGER full")
+    database.close()
+
+
+def test_a_disk_that_is_full_when_the_result_comes_names_the_request(fal, machine):
+    machine.run(order(seed=1))  # makes the journal
+    fill_up(machine, "completed")
+    with pytest.raises(RemoteError, match="disk is full.*request [0-9a-f-]{36} was submitted") as error:
+        machine.run()
+    assert list(fal.requests)[-1] in str(error.value) and fal.posts == 2
+    free_space(machine)
+    assert machine.run().images and fal.posts == 2
+
+
+def test_a_full_disk_keeps_no_cancellation_away(fal, machine):
+    machine.run(order(seed=1))
+    fill_up(machine, "cancelling")
+    fal.queued = 10**6
+    fal.reached["status"].clear()
+    interrupted(machine, fal, "status")
+    assert [request["cancelled"] for request in fal.requests.values()] == [False, True]
 
 
 def test_an_id_that_cannot_be_journaled_is_said(fal, machine):

@@ -114,6 +114,12 @@ def test_unknown_fields_of_a_request_and_bad_values_are_refused_by_name():
             order(**change)
 
 
+def test_half_a_character_is_refused_before_anything_is_sent():
+    for name in ("prompt", "negative_prompt"):
+        with pytest.raises(RemoteError, match="holds half of a character"):
+            order(**{name: "a \ud83d cat"})
+
+
 def test_counts_are_said():
     with pytest.raises(RemoteError, match="5 pictures are given .* at most 4"):
         order(pictures=5)
