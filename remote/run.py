@@ -60,8 +60,9 @@ def run(
         for made in (folder, folder / LOCKS):
             made.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        text = f"{folder} cannot be used ({error.strerror}); the journal is kept there, and nothing is submitted without it."
-        raise RemoteError(text) from None
+        raise RemoteError(
+            f"{folder} cannot be used ({error.strerror}); the journal is kept there, and nothing is submitted without it."
+        ) from None
 
     async def work() -> Collected:
         hide = [] if order is None else [order.arguments["prompt"], order.arguments["negative_prompt"]]

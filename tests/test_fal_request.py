@@ -313,6 +313,34 @@ def test_run_interruptibly():
     assert tidied and time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize(("host", "resolved", "followed"), [
+    ("v3.fal.media", "151.101.1.1", True), ("v3.fal.media", "198.18.0.7", True), ("v3.fal.media", "10.0.0.1", False),
+    ("198.18.0.7", "198.18.0.7", False), ("0xc6120007", "198.18.0.7", False), ("224.0.0.1", "224.0.0.1", False),
+    ("v3.fal.media", "64:ff9b::9765:101", True), ("[64:ff9b::a00:1]", "64:ff9b::a00:1", False),
+    ("[2002:a00:1::]", "2002:a00:1::", False), ("[2002:9765:101::]", "2002:9765:101::", True),
+    ("[::ffff:10.0.0.1]", "::ffff:10.0.0.1", False), ("[::1]", "::1", False), ("[ff0e::1]", "ff0e::1", False),
+    ("v3.fal.media", "2a04:4e42::1", True), ("v3.fal.media", "64:ff9b::c612:7", False),
+])
+def test_a_file_is_fetched_from_public_hosts_alone(monkeypatch, host, resolved, followed):
+    """198.18.0.0/15 stands for every name behind a proxy with "fake-ip" DNS; as an address it is private."""
+    import asyncio
+
+    from klein_cns.remote.download import _check_public
+
+    async def check():
+        async def getaddrinfo(*_, **__):
+            return [(None, None, None, "", (resolved, 443))]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+        await _check_public(f"https://{host}/x.png", "https://queue.fal.run")
+
+    if followed:
+        asyncio.run(check())
+    else:
+        with pytest.raises(RemoteError, match="private network .*The result lies at fal"):
+            asyncio.run(check())
+
+
 def test_an_interrupt_in_the_very_moment_of_an_answer_is_no_answer():
     import asyncio
 
