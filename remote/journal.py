@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 
 class Journal:
-    """The journal in one SQLite file. Used by the thread that made it.
+    """The journal in one SQLite file, in a folder that exists. Used by the thread that made it.
 
     Raises:
         sqlite3.Error: the file cannot be read or written.

@@ -55,13 +55,12 @@ def run(
     Raises:
         RemoteError: in words, with what became of the request.
     """
-
     try:
         for made in (folder, folder / LOCKS):
             made.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise RemoteError(
-            f"{folder} cannot be used ({error.strerror}); the journal is kept there, and nothing is submitted without it."
+            f"{folder} cannot be used ({error.strerror}): the journal is there, and nothing is submitted without it."
         ) from None
 
     async def work() -> Collected:
@@ -74,8 +73,8 @@ def run(
         return run_interruptibly(work, check)
     except sqlite3.Error as error:
         raise RemoteError(
-            f"the journal {folder / JOURNAL} cannot be used ({error}), and nothing was submitted. Free some "
-            "space; if the file is damaged, move it away, and look at fal.ai/dashboard/requests for what is still open."
+            f"the journal {folder / JOURNAL} cannot be used ({error}), and nothing was submitted. Free some space; "
+            "if the file is damaged, move it away, and look at fal.ai/dashboard/requests for what is still open."
         ) from None
 
 
