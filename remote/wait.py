@@ -72,9 +72,9 @@ async def cancel(session: Session, row: Row | None) -> None:
     except (Failed, Cancelled) as error:
         said = str(error)
     except (RemoteError, sqlite3.Error, asyncio.TimeoutError) as error:
-        reason = str(error) or f"no confirmation within {session.waits.grace:g} s"
+        reason = str(error).rstrip(".") or f"no confirmation within {session.waits.grace:g} s"
         said = (
-            f"interrupted, but the cancellation is not confirmed: {reason} It may go on and be charged; the next run "
+            f"interrupted, but the cancellation is not confirmed: {reason}. It may go on and be charged; the next run "
             "of the same inputs collects it, or submits anew if fal says that it was cancelled."
         )
         logging.warning("klein-cns: request %s: %s", row.request_id, said)

@@ -170,7 +170,7 @@ def test_a_cancellation_without_confirmation_is_not_taken_for_one(fal, machine):
     fal.queued = 10**6
     fal.fail(cancel=answer(202, {"status": "CANCELLATION_REQUESTED"}))
     interrupted(machine, fal, "status", waits=replace(QUICK, grace=0.3))
-    assert machine.state() == "cancelling" and "not confirmed" in machine.said[-1]
+    assert machine.state() == "cancelling" and "not confirmed: no confirmation within 0.3 s. It" in machine.said[-1]
     fal.queued = 1
     assert machine.run().images and len(fal.requests) == 1
 
