@@ -86,7 +86,8 @@ class KleinFalEdit(io.ComfyNode):
                 *(entry for entry in cns_inputs() if entry.id != GAMMA_FILE),
                 io.Float.Input(
                     "max_cost_usd", default=0.5, min=0.0, max=100.0, step=0.01,
-                    tooltip="A request that costs more is refused. $0.02 for each megapixel of input and output.",
+                    tooltip="A request that costs more is refused. $0.02 for each megapixel of input and output; with "
+                    "auto at most. Whether fal rounds megapixels up is not documented.",
                 ),
                 io.String.Input(
                     "image_urls", multiline=True, default="", advanced=True,
@@ -96,7 +97,8 @@ class KleinFalEdit(io.ComfyNode):
                 _widget("sync_mode", advanced=True),
                 io.String.Input(
                     "recover_request_id", default="", advanced=True,
-                    tooltip="Collect this request from fal and submit nothing; the inputs above are left aside.",
+                    tooltip="Collect this request from fal and submit nothing. If the submission of the inputs above "
+                    "was lost, it is then theirs; else they are left aside.",
                 ),
                 io.Boolean.Input(
                     "resubmit_lost", default=False, advanced=True,
@@ -125,7 +127,12 @@ class KleinFalEdit(io.ComfyNode):
         key, orders, runs = _remote()
         more = {name: values.pop(name) for name in list(values) if name.startswith("images.")}
         recovering = values["recover_request_id"].strip()
-        order = None if recovering else _order(orders, split_pictures(images or {}, more), lora_stack, values)
+        try:
+            order = _order(orders, split_pictures(images or {}, more), lora_stack, values)
+        except (ValueError, RuntimeError):  # a request can be recovered without the inputs that it was made from
+            if not recovering:
+                raise
+            order = None
         folder = Path(folder_paths.get_system_user_directory(FOLDER))
 
         def progress(text: str) -> None:

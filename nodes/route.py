@@ -45,12 +45,16 @@ class KleinRoute(io.ComfyNode):
 
     @classmethod
     def check_lazy_status(cls, mode: str, local: Tensor | None = None, remote: Tensor | None = None) -> list[str]:
+        if mode == MODES[0] and not (local is None and remote is None):
+            return []  # asked again once a branch has run, perhaps for a price: what changed meanwhile is no matter
         route = _route(mode, cls.hidden)
         show(cls.hidden.unique_id, route.why)
         return [route.branch]
 
     @classmethod
     def execute(cls, mode: str, local: Tensor | None = None, remote: Tensor | None = None) -> io.NodeOutput:
+        if (local is None) != (remote is None):
+            return io.NodeOutput(remote if local is None else local)
         return io.NodeOutput({LOCAL: local, REMOTE: remote}[_route(mode, cls.hidden).branch])
 
 
@@ -75,13 +79,14 @@ def _accelerator_memory() -> int | None:
 
 
 def _local_files(graph: Any, link: Any) -> tuple[list[int], list[str]]:
-    """(bytes of each file that our loaders above a link load, names of those that do not exist)."""
-    names = {
-        (kind, str(node["inputs"].get(name)))
-        for node in _above(graph, link)
-        if node["class_type"] == KleinBaseLoader.__name__
-        for kind, name in LOADED.items()
-    }
+    """(bytes of each file that our loaders above a link load, names of those that do not exist).
+
+    Both are empty where a name comes through a link, so that it is unknown before it is run.
+    """
+    loaders = [node["inputs"] for node in _above(graph, link) if node["class_type"] == KleinBaseLoader.__name__]
+    if any(_is_link(inputs.get(name)) for inputs in loaders for name in LOADED.values()):
+        return [], []
+    names = {(kind, str(inputs.get(name))) for inputs in loaders for kind, name in LOADED.items()}
     paths = {(kind, name): model_files.find(kind, name) for kind, name in sorted(names)}
     missing = [name for (_, name), path in paths.items() if path is None]
     return [_size(path) for path in paths.values() if path is not None], missing

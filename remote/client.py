@@ -7,6 +7,7 @@ so the POST is ours. Its client also sends the key to a backup domain; so the HT
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -29,7 +30,7 @@ from .errors import (
 )
 from .fields import EDIT_ENDPOINT
 from .interrupt import THREAD, within
-from .waits import Waits
+from .session import Waits
 
 ADDRESS = "KLEIN_CNS_FAL_URL"  # environment variable: another address in place of fal's hosts, for tests
 QUEUE = "https://queue.fal.run"
@@ -64,9 +65,11 @@ class Api:
         if url.scheme != "https" and (url.scheme, url.host) not in PLAIN:
             raise NotAccepted(f"{ADDRESS} is {self.base!r}; it must begin with https://, the key travels there.")
         self.key, self.address, self._waits = key, address, waits
-        self._hide = [key, *(text for text in hide if len(text) >= SHORTEST_HIDDEN)]
+        quoted = [form for text in (key, *hide) for form in (text, repr(text)[1:-1], json.dumps(text)[1:-1])]
+        forms = {" ".join(form.split()) for form in quoted}
+        self._hidden = sorted((form for form in forms if len(form) >= SHORTEST_HIDDEN), key=len, reverse=True)
         self._http = httpx.AsyncClient(
-            headers={"Authorization": f"Key {key}"},
+            headers={"Authorization": f"Key {key}", "Accept-Encoding": "identity"},  # MAX_ANSWER counts what comes
             timeout=httpx.Timeout(waits.answer, connect=waits.connect),
             event_hooks={"response": [_bounded]},
         )
@@ -141,7 +144,7 @@ class Api:
         from fal_client.client import FalClientHTTPError
 
         try:
-            body = await within(self._waits.answer, self._handle(request_id).get())
+            body = await self._handle(request_id).get()  # large with sync_mode: as long as bytes come, it may
             return body if isinstance(body, dict) else None
         except FalClientHTTPError as fault:
             self._raise_final(request_id, fault.response, error, kind)
@@ -187,17 +190,19 @@ class Api:
             raise RemoteError(self.explain(response, body))
         if status == 499 or kind in CANCELLED_KINDS:
             raise Cancelled(f"the request {request_id} was cancelled at fal.")
-        if status in (408, 409, 429) or "in progress" in str(body):
-            return
-        if told or kind in KINDS or (status < 500 and isinstance(body, dict)):
+        if told or kind in KINDS or status == 422:
             raise Failed(self.explain(response, body, kind))
 
     def explain(self, response: httpx.Response, body: Any = None, kind: str | None = None) -> str:
         """The sentence for a fault, without what is to be hidden."""
         body = _json(response) if body is None else body
-        text = explain(response.status_code, body, kind or error_kind(body, response.headers))
-        for hidden in self._hide:
-            text = text.replace(hidden, "...").replace(" ".join(hidden.split()), "...")
+        return explain(response.status_code, body, kind or error_kind(body, response.headers), self.hide)
+
+    def hide(self, text: str) -> str:
+        """A server's words on one line, without the key and the prompts, however they are quoted."""
+        text = " ".join(text.split())
+        for hidden in self._hidden:
+            text = text.replace(hidden, "...")
         return text
 
 
@@ -243,7 +248,7 @@ def _json(response: httpx.Response) -> Any:
 def _retry_after(response: httpx.Response) -> float:
     """Seconds of ``Retry-After``, 0 where there is none; a date counts as none."""
     text = response.headers.get("retry-after", "")
-    return float(text) if text.isdigit() else 0.0
+    return float(text) if re.fullmatch("[0-9]+", text) else 0.0
 
 
 def _name(error: BaseException) -> str:

@@ -12,6 +12,8 @@ from .errors import RemoteError, Unobtainable
 
 MAX_FILE = 64 * 2**20  # bytes; a PNG of 2048 x 2048 in 8 bits is below 13 MiB
 MAX_REDIRECTS = 5
+FAKE = ipaddress.ip_network("198.18.0.0/15")  # what the DNS of some local proxies answers for every name (RFC 2544)
+NAT64 = ipaddress.ip_network("64:ff9b::/96")  # an IPv4 address in the last 32 bits (RFC 6052)
 
 
 class Interrupted(RemoteError):
@@ -71,6 +73,21 @@ async def _check_public(url: str, trusted: str) -> None:
         found = await asyncio.get_running_loop().getaddrinfo(target.host, target.port or 443, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError):
         return  # unknown here; behind a proxy it may still be reached, and a private name it is not
-    for *_, address in found:
-        if not ipaddress.ip_address(address[0].partition("%")[0]).is_global:
-            raise RemoteError(f"the file's address leads into a private network ({target.host}); it was not followed.")
+    named = target.host.rpartition(".")[2][:1].isalpha()
+    for *_, (host, *_) in found:
+        address = ipaddress.ip_address(host.partition("%")[0])
+        if not (_is_public(address) or (named and address in FAKE)):
+            raise RemoteError(
+                f"the file's address leads into a private network ({target.host}); it was not followed. The result "
+                "lies at fal: see fal.ai/dashboard/requests."
+            )
+
+
+def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether an address, and the IPv4 address that an IPv6 one leads to, belongs to the public internet."""
+    if address.version == 6:
+        inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else None
+        inside = inside or address.ipv4_mapped or address.sixtofour
+        if inside is not None:
+            return _is_public(inside)
+    return address.is_global and not address.is_multicast

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 RUN_AGAIN = "Run again with the same inputs: that collects the same request and submits nothing."
@@ -61,13 +61,14 @@ class Cancelled(RemoteError):
     """The request was cancelled at fal."""
 
 
-def explain(status: int, body: Any, kind: str | None = None) -> str:
+def explain(status: int, body: Any, kind: str | None, hide: Callable[[str], str]) -> str:
     """One or two sentences for an HTTP fault of the API.
 
     Args:
         status: the HTTP status.
         body: the parsed JSON, or None where it is none.
         kind: fal's ``error_type``.
+        hide: a text of the server's without what may not be repeated.
     """
     detail = body.get("detail") if isinstance(body, Mapping) else None
     if status in (401, 403):
@@ -77,14 +78,14 @@ def explain(status: int, body: Any, kind: str | None = None) -> str:
     if status == 413:
         return "fal refused the request as too large. Give fewer or smaller pictures."
     if status == 422:
-        return f"fal refused an input: {_fields(detail)}. Correct it and run again."
+        return f"fal refused an input: {_fields(detail, hide)}. Correct it and run again."
     if status == 429:
         return "fal answered that there are too many requests at once (429). Wait for the others, then run again."
     if kind in KINDS:
         return f"the request failed at fal: {KINDS[kind]} ({kind}). fal does not charge for that; run again."
     if status >= 500:
-        return f"fal failed ({status}{_quoted(detail)}). fal does not charge for that; run again later."
-    return f"fal refused the request ({status}{_quoted(detail)})."
+        return f"fal failed ({status}{_quoted(detail, hide)}). fal does not charge for that; run again later."
+    return f"fal refused the request ({status}{_quoted(detail, hide)})."
 
 
 def error_kind(body: Any, headers: Mapping[str, str]) -> str | None:
@@ -99,22 +100,22 @@ def _access(detail: Any) -> str:
     return "fal does not accept the key. Make one at fal.ai/dashboard/keys and put it where the old one is."
 
 
-def _fields(detail: Any) -> str:
+def _fields(detail: Any, hide: Callable[[str], str]) -> str:
     """Field and reason of each entry of a 422; never ``input``, which echoes the prompt."""
     if not isinstance(detail, list):
         return "it did not say which"
     found = []
     for entry in detail:
         if isinstance(entry, Mapping):
-            where = [str(part) for part in entry.get("loc", ()) if part != "body"]
-            found.append(f"{'.'.join(where) or 'the request'}: {_shortened(entry.get('msg') or entry.get('type'))}")
+            where = hide(".".join(str(part) for part in entry.get("loc", ()) if part != "body"))
+            reason = hide(str(entry.get("msg") or entry.get("type")))
+            found.append(f"{where or 'the request'}: {_shortened(reason)}")
     return "; ".join(found) or "it did not say which"
 
 
-def _quoted(detail: Any) -> str:
-    return f", {_shortened(detail)!r}" if isinstance(detail, str) and detail else ""
+def _quoted(detail: Any, hide: Callable[[str], str]) -> str:
+    return f": {_shortened(hide(detail))}" if isinstance(detail, str) and detail else ""
 
 
-def _shortened(text: Any) -> str:
-    text = " ".join(str(text).split())
+def _shortened(text: str) -> str:
     return text if len(text) <= MAX_WORDS else text[:MAX_WORDS] + "..."

@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 
 class Journal:
-    """The journal in one SQLite file. Used by the thread that made it.
+    """The journal in one SQLite file, in a folder that exists. Used by the thread that made it.
 
     Raises:
         sqlite3.Error: the file cannot be read or written.
@@ -57,7 +57,6 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._database = sqlite3.connect(path, timeout=30, isolation_level=None)
         self._database.executescript(_SCHEMA)
 

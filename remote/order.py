@@ -13,14 +13,24 @@ from typing import Any
 import pydantic
 from PIL import Image
 
-from .cost import cost_usd, output_size
 from .errors import NotAccepted
-from .fields import AUTO, EDIT_ENDPOINT, MAX_IMAGES, MAX_LORAS, TEXT_ENDPOINT
+from .fields import (
+    AUTO,
+    DEFAULT_SIZE,
+    EDIT_ENDPOINT,
+    IMAGE_SIZES,
+    MAX_IMAGES,
+    MAX_LORAS,
+    MAX_SIDE,
+    TEXT_ENDPOINT,
+)
 from .pictures import pixel_digest
 from .request import EditRequest, TextRequest, body, refusal
 
 _ADDRESS = re.compile(r"https?://\S+|data:image/\S+")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+USD_PER_MEGAPIXEL = 0.02  # of input and output; fal resizes every input to one megapixel and charges that
+MEGAPIXEL = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,7 @@ class Order:
         pictures: each a picture, or an address that fal fetches.
         loras: each a file, or an address or repository that fal fetches, with its scale.
         size: (width, height) of the result where it was chosen; None for ``auto``.
-        cost_usd: what fal will charge.
+        cost_usd: what fal will charge, at most.
         fingerprint: hash of all that decides the result; the same for the same pixels and file contents.
     """
 
@@ -84,14 +94,44 @@ def make_order(
     names = [picture if isinstance(picture, str) else pixel_digest(picture) for picture in pictures]
     weights = [(path if isinstance(path, str) else file_digest(path), scale) for path, scale in loras]
     checked = _body(given, names, weights)
+    try:
+        json.dumps(checked, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise NotAccepted(
+            "prompt or negative_prompt holds half of a character (a lone surrogate); type it anew."
+        ) from None
     sources = [None if isinstance(picture, str) else picture.size for picture in pictures]
-    made = output_size(size, sources)
+    pixels = checked["num_images"] * most_pixels(size, sources) + len(pictures) * MEGAPIXEL
+    cost = USD_PER_MEGAPIXEL * pixels / MEGAPIXEL
     endpoint = EDIT_ENDPOINT if pictures else TEXT_ENDPOINT
-    cost = cost_usd(made, checked["num_images"], len(pictures))
     fingerprint = hashlib.sha256(json.dumps([endpoint, checked], sort_keys=True).encode()).hexdigest()
-    chosen = None if size == AUTO else made
+    chosen = IMAGE_SIZES.get(size) if isinstance(size, str) else size
     plain = {name: value for name, value in checked.items() if name not in ("image_urls", "loras")}
     return Order(endpoint, plain, tuple(pictures), tuple(loras), chosen, cost, fingerprint)
+
+
+def most_pixels(image_size: str | tuple[int, int], sources: Sequence[tuple[int, int] | None]) -> int:
+    """Pixels of one result, at most.
+
+    Args:
+        image_size: a preset, ``auto``, or (width, height).
+        sources: (width, height) of each input, None for one that is only an address.
+    """
+    if image_size == AUTO and sources:  # the input's size, perhaps as resized to a megapixel: not documented
+        width, height = sources[0] or (MAX_SIDE, MAX_SIDE)
+        return max(MEGAPIXEL, min(width, MAX_SIDE) * min(height, MAX_SIDE))
+    preset = DEFAULT_SIZE if image_size == AUTO else image_size
+    width, height = IMAGE_SIZES[preset] if isinstance(preset, str) else preset
+    return width * height
+
+
+def check_cost(cost: float, limit: float) -> None:
+    """Raise `NotAccepted` where the cost is above the limit."""
+    if not cost <= limit + 1e-9:  # so that NaN is no limit that everything passes
+        raise NotAccepted(
+            f"this request costs ${cost:.4f}, more than max_cost_usd {limit:g}; nothing was submitted. Raise "
+            "max_cost_usd, or ask for fewer or smaller pictures."
+        )
 
 
 def parse_image_urls(text: str) -> list[str]:

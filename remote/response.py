@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError
 
 from .errors import Unobtainable
 
@@ -33,7 +33,7 @@ class Response(BaseModel):
     images: list[ImageFile]
     timings: dict[str, Any] | None = None
     seed: int | None = None
-    has_nsfw_concepts: list[bool] | None = None
+    has_nsfw_concepts: list[bool | None] | StrictBool | None = None
     prompt: str | None = None
 
 

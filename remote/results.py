@@ -59,16 +59,24 @@ async def save(session: Session, row: Row) -> Row:
     """Write every picture of a COMPLETED request to the results folder, as it came; the row as SAVED.
 
     Raises:
-        Unobtainable: a picture cannot be had any more; those before it are files.
-        RemoteError: it could not be fetched or written this time.
+        Unobtainable: a picture cannot be had any more.
+        RemoteError: it could not be fetched or written this time. The others are files all the same.
     """
     response, _ = parse_response(json.loads(row.response))
     files = list(row.files or [""] * len(response.images))
+    fault = None
     for index, image in enumerate(response.images):
         if not (files[index] and (session.results / files[index]).is_file()):
             session.progress(f"fetching picture {index + 1} of {len(files)}")
-            files[index] = _write(session.results, row.request_id, index, await _bytes(session, image))
+            files[index] = ""
+            try:
+                files[index] = _write(session.results, row.request_id, index, await _bytes(session, image))
+            except RemoteError as error:
+                fault = fault or error
             row = session.journal.update(row, COMPLETED, files=files)
+    if fault is not None:
+        others = ", ".join(filter(None, files))
+        raise type(fault)(f"{fault} Saved in {session.results}: {others}.") if others else fault
     return session.journal.update(row, SAVED, response=_without_inline(row.response, files))
 
 
@@ -163,7 +171,10 @@ def collect(row: Row, folder: Path, order: Order | None, cost_usd: float, refuse
 
 
 def _check_flags(response: Response, files: list[Path]) -> None:
-    flagged = [str(i + 1) for i, flag in enumerate(response.has_nsfw_concepts or []) if flag]
+    flags = response.has_nsfw_concepts
+    if isinstance(flags, bool):
+        flags = [flags] * len(files)
+    flagged = [str(i + 1) for i, flag in enumerate(flags or []) if flag]
     if flagged:
         raise RemoteError(
             f"fal's safety checker flagged picture {', '.join(flagged)} of {len(files)}; such pictures come black. The "

@@ -34,7 +34,8 @@ def choose(mode: str, memory: int | None, sizes: Sequence[int], missing: Sequenc
     if missing:
         return Route(REMOTE, f"fal: {', '.join(missing)} does not exist here.")
     if not sizes:
-        return Route(REMOTE, "fal: no Klein 9B Base Loader feeds local, so what it needs is unknown.")
+        why = "no Klein 9B Base Loader feeds local, or a link names its files, so what it needs is unknown."
+        return Route(REMOTE, f"fal: {why}")
     needed = sum(sizes) * HEADROOM
     amounts = f"{needed / GIB:.1f} GiB ({sum(sizes) / GIB:.1f} GiB of files x {HEADROOM}), of {memory / GIB:.1f} GiB"
     if needed > memory:

@@ -3,14 +3,16 @@
     (none), cancelled, failed, replaced  -> submit -> submitted | lost | failed
     submitting, its process died         -> lost
     lost                                 -> an error; with resubmit_lost -> replaced
-    submitted, cancelling                -> wait   -> completed | failed | cancelled
+    submitted, cancelling                -> wait   -> completed | failed | cancelled, by fal's own word alone
     completed                            -> save   -> saved
     saved                                -> the result, as often as it is asked for
+    what fal no longer has               -> an error; with resubmit_lost, and from an earlier run, -> replaced
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -19,20 +21,20 @@ from pathlib import Path
 import filelock
 
 from .client import ADDRESS, REQUEST_ID, Api
-from .errors import RESUBMIT, RESUBMIT_GONE, AnswerLost, NotAccepted, RemoteError, Unobtainable
+from .errors import RESUBMIT, RESUBMIT_GONE, RUN_AGAIN, AnswerLost, NotAccepted, RemoteError, Unobtainable
 from .fields import EDIT_ENDPOINT
 from .interrupt import run_interruptibly
-from .journal import CANCELLED, CANCELLING, COMPLETED, ENDED, LOST, REPLACED, SAVED, SUBMITTED, SUBMITTING, Journal, Row
+from .journal import COMPLETED, ENDED, LOST, REPLACED, SAVED, SUBMITTED, SUBMITTING, Journal, Row
 from .order import Order
 from .results import Collected, Spoiled, collect, save
-from .session import Options, Session
+from .session import Options, Session, Waits
 from .submit import submit
 from .wait import cancel, wait
-from .waits import Waits
 
 __all__ = ["ADDRESS", "Options", "run"]
 
-JOURNAL = "journal.sqlite"
+JOURNAL, LOCKS = "journal.sqlite", "locks"
+RECOVERED = "recovered:"  # in place of the fingerprint, where the inputs are not known
 
 
 def run(
@@ -42,7 +44,7 @@ def run(
     """Collect the result of an order, submitting it only where no earlier run did.
 
     Args:
-        order: what is asked for; None only with ``recover_request_id``.
+        order: what is asked for. With ``recover_request_id`` it may be None; only its lost submission matters then.
         key: of the fal account.
         address: in place of fal's queue; None for fal's own.
         folder: the journal's.
@@ -53,6 +55,13 @@ def run(
     Raises:
         RemoteError: in words, with what became of the request.
     """
+    try:
+        for made in (folder, folder / LOCKS):
+            made.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise RemoteError(
+            f"{folder} cannot be used ({error.strerror}): the journal is there, and nothing is submitted without it."
+        ) from None
 
     async def work() -> Collected:
         hide = [] if order is None else [order.arguments["prompt"], order.arguments["negative_prompt"]]
@@ -62,27 +71,28 @@ def run(
 
     try:
         return run_interruptibly(work, check)
-    except sqlite3.IntegrityError:
-        raise RemoteError("another run has just submitted the same inputs; run again to collect its result.") from None
     except sqlite3.Error as error:
         raise RemoteError(
-            f"the journal {folder / JOURNAL} cannot be used ({error}), and nothing is submitted without it. Free some "
-            "space; if the file is damaged, move it away, and look at fal.ai/dashboard/requests for what is still open."
+            f"the journal {folder / JOURNAL} cannot be used ({error}), and nothing was submitted. Free some space; "
+            "if the file is damaged, move it away, and look at fal.ai/dashboard/requests for what is still open."
         ) from None
 
 
 async def _run(session: Session) -> Collected:
     journal, recovering = session.journal, session.options.recover_request_id
-    fingerprint = f"recovered:{recovering}" if recovering else session.order.fingerprint
-    async with _alone(session, fingerprint):
-        first = row = _attach(session, fingerprint) if recovering else journal.find(fingerprint)
+    fingerprint = RECOVERED + recovering if recovering else session.order.fingerprint
+    async with _alone(session, session.order.fingerprint if session.order else fingerprint):
+        row = _attach(session, fingerprint) if recovering else journal.find(fingerprint)
+        earlier = row and row.id  # what this run found; only that may be given up for another submission
         try:
             while True:
                 while row is None or row.state != SAVED:
-                    row = await _step(session, row)
-                ordered = first is None or row.id != first.id
-                cost = session.order.cost_usd if ordered else 0.0
-                collected = collect(row, session.results, session.order, cost, session.options.on_flagged == "error")
+                    row = await _step(session, row, earlier)
+                if recovering:
+                    _settle(session, row)
+                cost = 0.0 if row.id == earlier else session.order.cost_usd
+                order = None if recovering else session.order
+                collected = collect(row, session.results, order, cost, session.options.on_flagged == "error")
                 if collected is not None:
                     return collected
                 row = journal.update(row, COMPLETED)  # a file is gone: fetch it again
@@ -90,18 +100,25 @@ async def _run(session: Session) -> Collected:
             files = [name if i != error.index else "" for i, name in enumerate(row.files)]
             journal.update(row, COMPLETED, files=files)
             raise RemoteError(f"{error} Running again fetches it anew, and submits nothing.") from None
+        except sqlite3.Error as error:
+            if row is None or row.state in ENDED or row.request_id is None:
+                raise
+            raise RemoteError(
+                f"the journal {journal.path} cannot be written ({error}). The request {row.request_id} was submitted; "
+                f"free some space. {RUN_AGAIN}"
+            ) from None
         except asyncio.CancelledError:
             await cancel(session, journal.find(fingerprint))
             raise
 
 
-async def _step(session: Session, row: Row | None) -> Row:
+async def _step(session: Session, row: Row | None, earlier: int | None) -> Row:
     """One step of the machine: the row in its next state."""
     journal, options = session.journal, session.options
     if row is None or row.state in ENDED:
         if options.recover_request_id:
             raise RemoteError(f"the request {options.recover_request_id} ended at fal without a result.")
-        return await _submit(session)
+        return await submit(session)
     if row.state == SUBMITTING:  # nobody else is at work on these inputs, so its process has died
         return journal.update(row, LOST, error="the machine stopped while the submission was under way.")
     if row.state == LOST:
@@ -111,27 +128,11 @@ async def _step(session: Session, row: Row | None) -> Row:
     try:
         return await (save(session, row) if row.state == COMPLETED else wait(session, row))
     except Unobtainable as error:
-        if row.state == CANCELLING:
-            return journal.update(row, CANCELLED)
         if options.recover_request_id:
             raise
-        if not options.resubmit_lost:
-            raise Unobtainable(f"{error} {RESUBMIT_GONE}") from None
-        return journal.update(row, REPLACED)
-
-
-async def _submit(session: Session) -> Row:
-    """Submit; what certainly was not taken is tried again a few times."""
-    waits, tried = session.waits, 0
-    while True:
-        try:
-            return await submit(session)
-        except NotAccepted as error:
-            after, tried = error.retry_after, tried + 1
-            if after is None or after > waits.retry_after or tried == waits.tries:
-                raise
-            session.progress(f"{error} Trying again.")
-            await asyncio.sleep(max(after, waits.backoff * 2 ** (tried - 1)))
+        if row.id == earlier and options.resubmit_lost:
+            return journal.update(row, REPLACED)
+        raise Unobtainable(f"{error} {RESUBMIT_GONE}") from None
 
 
 def _attach(session: Session, fingerprint: str) -> Row:
@@ -145,12 +146,23 @@ def _attach(session: Session, fingerprint: str) -> Row:
     return row
 
 
+def _settle(session: Session, row: Row) -> None:
+    """Make what was recovered the result of the same inputs too, if their submission was lost.
+
+    A request of other inputs, or with another seed, is not theirs.
+    """
+    order, journal = session.order, session.journal
+    lost = order and journal.find(order.fingerprint)
+    if not lost or lost.state not in (SUBMITTING, LOST) or not row.fingerprint.startswith(RECOVERED):
+        return
+    if json.loads(row.response).get("seed") in (None, order.arguments["seed"]):
+        journal.update(lost, SAVED, request_id=row.request_id, response=row.response, files=row.files)
+
+
 @asynccontextmanager
 async def _alone(session: Session, fingerprint: str) -> AsyncIterator[None]:
     """Wait until nobody else is at work on the same inputs. The system frees the lock when its process ends."""
-    folder = session.journal.path.parent / "locks"
-    folder.mkdir(exist_ok=True)
-    lock = filelock.FileLock(folder / f"inputs-{fingerprint[-3:]}")
+    lock = filelock.FileLock(session.journal.path.parent / LOCKS / f"inputs-{fingerprint[-3:]}")
     while True:
         try:
             lock.acquire(timeout=0)

@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from typing import Any
 
-from .cost import check_cost
 from .errors import RESUBMIT, AnswerLost, NotAccepted, RemoteError
 from .journal import FAILED, LOST, SUBMITTED, Row
+from .order import check_cost
 from .session import Session
 from .uploads import addresses
 
 
 async def submit(session: Session) -> Row:
-    """Journal the request, then POST it once; the row as SUBMITTED.
-
-    An interrupt waits for an answer under way, so that it is known what to cancel.
+    """Submit; what certainly was not taken is tried again a few times. The row as SUBMITTED.
 
     Raises:
         NotAccepted: fal certainly did not take it (the row is FAILED), or it is too expensive (there is no row).
         AnswerLost: whether fal took it is unknown (the row is LOST).
     """
+    waits, tried = session.waits, 0
+    while True:
+        try:
+            return await _once(session)
+        except NotAccepted as error:
+            after, tried = error.retry_after, tried + 1
+            if after is None or after > waits.retry_after or tried == waits.tries:
+                raise
+            session.progress(f"{error} Trying again.")
+            await asyncio.sleep(max(after, waits.backoff * 2 ** (tried - 1)))
+
+
+async def _once(session: Session) -> Row:
+    """Journal the request, then POST it once.
+
+    An interrupt waits for an answer under way, so that it is known what to cancel.
+    """
     order, journal = session.order, session.journal
     check_cost(order.cost_usd, session.options.max_cost_usd)
     body = order.body(*await addresses(session))
     session.progress(f"${order.cost_usd:.4f}: submitting to fal")
-    row = journal.begin(order.fingerprint, order.endpoint, order.cost_usd)
+    try:
+        row = journal.begin(order.fingerprint, order.endpoint, order.cost_usd)
+    except sqlite3.IntegrityError:
+        raise RemoteError("another run has just submitted the same inputs; run again to collect its result.") from None
     sending = asyncio.ensure_future(_send(session, row, body))
     try:
         return await asyncio.shield(sending)
@@ -45,7 +64,8 @@ async def _send(session: Session, row: Row, body: dict[str, Any]) -> Row:
         journal.update(row, FAILED, error=str(error))
         raise
     except AnswerLost as error:
-        journal.update(row, LOST, error=str(error))
+        with contextlib.suppress(sqlite3.Error):  # the next run takes SUBMITTING for lost, too
+            journal.update(row, LOST, error=str(error))
         raise AnswerLost(f"{error} {RESUBMIT}") from None
     try:
         return journal.update(row, SUBMITTED, request_id=request_id)

@@ -11,8 +11,7 @@ from fal_server import KEY, FalServer
 from klein_cns.remote.order import Order, make_order
 from klein_cns.remote.results import Collected
 from klein_cns.remote.run import JOURNAL, run
-from klein_cns.remote.session import Options
-from klein_cns.remote.waits import Waits
+from klein_cns.remote.session import Options, Waits
 from klein_cns.sampler import CNSParams
 from PIL import Image
 

@@ -14,7 +14,6 @@ from fal_runs import QUICK, Machine, order
 from fal_server import KEY, FalServer, answer, drop, png
 from klein_cns.klein import sizes
 from klein_cns.remote import fields as fal_fields
-from klein_cns.remote.cost import cost_usd, output_size
 from klein_cns.remote.errors import RemoteError
 from klein_cns.remote.fields import FalFields
 from klein_cns.remote.interrupt import run_interruptibly, within
@@ -115,6 +114,12 @@ def test_unknown_fields_of_a_request_and_bad_values_are_refused_by_name():
             order(**change)
 
 
+def test_half_a_character_is_refused_before_anything_is_sent():
+    for name in ("prompt", "negative_prompt"):
+        with pytest.raises(RemoteError, match="holds half of a character"):
+            order(**{name: "a \ud83d cat"})
+
+
 def test_counts_are_said():
     with pytest.raises(RemoteError, match="5 pictures are given .* at most 4"):
         order(pictures=5)
@@ -129,14 +134,24 @@ def test_the_endpoint_follows_the_pictures():
     assert make_order({"prompt": "x", "image_size": "auto"}, ["https://a/b.png"]).endpoint == fal_fields.EDIT_ENDPOINT
 
 
+def priced(size, *pictures, **more):
+    sources = [picture if isinstance(picture, str) else Image.new("L", picture) for picture in pictures]
+    return round(make_order({"prompt": "x", "image_size": size, **more}, sources).cost_usd, 9)
+
+
 def test_cost_is_by_the_pixels():
-    assert cost_usd((1024, 1024), 1, 1) == pytest.approx(0.04)  # the document's example
-    assert cost_usd((1024, 768), 4, 0) == pytest.approx(0.06)
-    assert output_size("auto", []) == (1024, 768)
-    assert output_size("auto", [(640, 480), (99, 99)]) == (640, 480)
-    assert output_size("auto", [(4096, 1024)]) == (2048, 512)
-    assert output_size("auto", [None]) == (2048, 2048)  # a picture that only fal sees: the largest
-    assert output_size("square_hd", [None]) == (1024, 1024) and output_size((512, 600), []) == (512, 600)
+    assert priced((1024, 1024), (99, 99)) == 0.04  # the document's example
+    assert priced("landscape_4_3", num_images=4) == 0.06 and priced("auto") == 0.015
+    assert priced("square_hd", "https://a/b.png") == 0.04 and priced((512, 768)) == 0.0075
+
+
+def test_with_auto_the_price_is_an_upper_bound():
+    """The result may have the input's size, or the megapixel that fal resizes it to."""
+    for size in ((300, 300), (512, 512), (640, 480), (1024, 1024), (3000, 200)):
+        assert priced("auto", size) == 0.04
+    assert priced("auto", (2048, 1024), (99, 99)) == 0.08
+    assert priced("auto", (4096, 1024)) == 0.06
+    assert priced("auto", "https://a/b.png") == 0.1  # a picture that only fal sees: the largest
 
 
 def test_a_limit_that_is_no_number_lets_nothing_pass(fal, tmp_path):
@@ -296,6 +311,34 @@ def test_run_interruptibly():
     with pytest.raises(Interrupt):
         run_interruptibly(slow, check, every=0.05)
     assert tidied and time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(("host", "resolved", "followed"), [
+    ("v3.fal.media", "151.101.1.1", True), ("v3.fal.media", "198.18.0.7", True), ("v3.fal.media", "10.0.0.1", False),
+    ("198.18.0.7", "198.18.0.7", False), ("0xc6120007", "198.18.0.7", False), ("224.0.0.1", "224.0.0.1", False),
+    ("v3.fal.media", "64:ff9b::9765:101", True), ("[64:ff9b::a00:1]", "64:ff9b::a00:1", False),
+    ("[2002:a00:1::]", "2002:a00:1::", False), ("[2002:9765:101::]", "2002:9765:101::", True),
+    ("[::ffff:10.0.0.1]", "::ffff:10.0.0.1", False), ("[::1]", "::1", False), ("[ff0e::1]", "ff0e::1", False),
+    ("v3.fal.media", "2a04:4e42::1", True), ("v3.fal.media", "64:ff9b::c612:7", False),
+])
+def test_a_file_is_fetched_from_public_hosts_alone(monkeypatch, host, resolved, followed):
+    """198.18.0.0/15 stands for every name behind a proxy with "fake-ip" DNS; as an address it is private."""
+    import asyncio
+
+    from klein_cns.remote.download import _check_public
+
+    async def check():
+        async def getaddrinfo(*_, **__):
+            return [(None, None, None, "", (resolved, 443))]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+        await _check_public(f"https://{host}/x.png", "https://queue.fal.run")
+
+    if followed:
+        asyncio.run(check())
+    else:
+        with pytest.raises(RemoteError, match="private network .*The result lies at fal"):
+            asyncio.run(check())
 
 
 def test_an_interrupt_in_the_very_moment_of_an_answer_is_no_answer():

@@ -13,7 +13,7 @@ import pytest
 import torch
 from comfy_graph import OFF, SINGLE, example, failure, give, graph, made, node, shortened
 from comfy_host import Failed, Server
-from fal_server import KEY, FalServer, answer, png, stall
+from fal_server import KEY, FalServer, answer, drop, png, stall
 from klein_cns.klein.architecture import WANTED
 from PIL import Image
 
@@ -39,6 +39,29 @@ class ProbeMemory:
         route._accelerator_memory = lambda: size or None
         return {{"ui": {{"size": [size]}}}}
 
+class ProbeGrow:
+    """An image that goes through; meanwhile the machine gets a large accelerator."""
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "grow", ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {{"required": {{"image": ("IMAGE",)}}}}
+
+    def grow(self, image):
+        ProbeMemory().set(10**12)
+        return (image,)
+
+class ProbeName:
+    """The name of a file, through a link."""
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "name", ("COMBO",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {{"required": {{"name": ("STRING", {{}})}}}}
+
+    def name(self, name):
+        return (name,)
+
 class ProbeText:
     """Show what a text output holds."""
     CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "show", (), True
@@ -62,7 +85,7 @@ class ProbeFail:
     def fail(self):
         raise RuntimeError("the branch that was not taken ran")
 
-NODE_CLASS_MAPPINGS = {{probe.__name__: probe for probe in (ProbeMemory, ProbeText, ProbeFail)}}
+NODE_CLASS_MAPPINGS = {{probe.__name__: probe for probe in (ProbeMemory, ProbeGrow, ProbeName, ProbeText, ProbeFail)}}
 '''
 
 
@@ -165,7 +188,7 @@ def test_a_remote_edit_brings_picture_seed_id_cost_and_response(keyed, fal):
     assert torch.allclose(picture[0, 0, 0], torch.tensor([10, 200, 30]) / 255)
     said = texts(entry)
     assert said["seed"] == 5 and said["id"] in fal.requests
-    assert said["cost"] == pytest.approx(0.02 + 0.02 * 64 * 96 / 2**20)
+    assert said["cost"] == pytest.approx(0.04)
     assert json.loads(said["result"])["timings"] == {"inference": 1.5}
     assert (keyed.base / "output" / "klein_fal" / f"{said['id']}_0.png").read_bytes() == fal.picture
 
@@ -206,7 +229,7 @@ def test_queue_position_and_logs_show_on_the_node(keyed, fal):
     fal.queued = fal.running = 2
     lines = keyed.watch(remote_graph("shown", prompt="shown")).texts
     text = "\n".join(lines)
-    for part in ("$0.0201: submitting", "in fal's queue, position 1", "fal is at work", "denoising 14 of 28"):
+    for part in ("$0.0400: submitting", "in fal's queue, position 1", "fal is at work", "denoising 14 of 28"):
         assert part in text, text
 
 
@@ -231,7 +254,7 @@ def test_interrupt_cancels_at_fal_also_during_the_submission(keyed, fal):
 def test_sentences(keyed, fal):
     before = len(fal.requests)
     for changed, says in (
-        ({"max_cost_usd": 0.01}, "costs $0.0201, more than max_cost_usd 0.01"),
+        ({"max_cost_usd": 0.01}, "costs $0.0400, more than max_cost_usd 0.01"),
         ({"lora_urls": "owner/name 0.5", "images.image_0": None}, "LoRAs are given but no picture"),
         ({"enable_cns": True, "cns_gamma_source": "reference"}, "cns_gamma_source='reference' runs only locally"),
         ({"enable_cns": True, "cns_solver": "sde_2m"}, "cns_solver='sde_2m' runs only locally"),
@@ -332,7 +355,32 @@ def test_route_auto_decides_by_accelerator_files_and_memory(keyed, fal):
     del unknown["route"]["inputs"]["remote"]
     text = failure(keyed, {**unknown, "save": node("ProbeSave", name="unknown", image=["route", 0])})
     assert "no Klein 9B Base Loader feeds local" in text and "Nothing is connected to remote" in text
+    linked = route_graph("linked", "auto", SINGLE | {"vae": ["name", 0]})
+    linked["name"] = node("ProbeName", name=SINGLE["vae"])
+    del linked["route"]["inputs"]["remote"]
+    assert "a link names its files, so what it needs is unknown" in failure(keyed, linked)
     memory(keyed, 0)
+
+
+def test_route_gives_the_picture_that_came_whatever_changed_meanwhile(keyed, fal):
+    memory(keyed, 0)
+    prompt = route_graph("grown", "auto", SINGLE, seed=200)
+    prompt["grow"] = node("ProbeGrow", image=["fal", 0])
+    prompt["route"]["inputs"]["remote"] = ["grow", 0]
+    keyed.run(prompt)
+    memory(keyed, 0)
+    assert tuple(made(keyed, "grown").shape) == (1, 48, 64, 3)
+
+
+def test_a_recovered_request_is_the_lost_one_of_the_same_inputs(keyed, fal):
+    fal.fail(submit=drop(accept=True))
+    assert "Whether fal took it is unknown" in failure(keyed, remote_graph("lost", prompt="lost"))
+    *_, lost = fal.requests
+    assert texts(keyed.run(remote_graph("lost", prompt="lost", recover_request_id=lost)))["id"] == lost
+    before = len(fal.requests)
+    assert texts(keyed.run(remote_graph("lost", prompt="lost")))["cost"] == 0 and len(fal.requests) == before
+    keyed.run(remote_graph("lost", seed=1, image_urls="no address", recover_request_id=lost))  # inputs are not needed
+    assert len(fal.requests) == before
 
 
 def test_without_fal_client_the_nodes_are_there_and_say_what_to_install(comfyui, server):
@@ -347,8 +395,8 @@ def test_without_fal_client_the_nodes_are_there_and_say_what_to_install(comfyui,
 
 def test_the_key_is_nowhere(keyed, fal):
     """Log, history, workflow, pictures, journal: all files of the machine but the key's own, and what HTTP gives."""
-    fal.fail(submit=answer(401, {"detail": f"Invalid key {KEY}"}))
-    assert "does not accept the key" in failure(keyed, remote_graph("leak", prompt="leak"))
+    fal.fail(submit=answer(400, {"detail": f"Invalid key {KEY}"}))
+    assert "Invalid key ..." in failure(keyed, remote_graph("leak", prompt="leak"))
     prompt = remote_graph("leak", prompt="leak 2")
     prompt["png"] = node("SaveImage", images=["fal", 0], filename_prefix="leak")
     keyed.run(prompt)
