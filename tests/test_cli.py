@@ -87,7 +87,7 @@ def test_lora_says_what_files_are(klein, tmp_path):
     status, out, err = klein("lora", other, wide, tmp_path / "gone.safetensors")
     assert status == 1 and "other.safetensors: 0 of 1 modules apply" in out and "wide.safetensors: 1 of 1" in out
     assert "made for: FLUX.2 [dev]" in out and "was made for FLUX.2 [dev], the model is FLUX.2 [klein] 9B" in err
-    assert f"LoRA {tmp_path / 'gone.safetensors'} does not exist" in err
+    assert "LoRA gone.safetensors does not exist" in err
 
 
 def test_generate_is_the_python_api(klein, tmp_path, pipeline):
