@@ -9,6 +9,7 @@ import urllib.error
 import pytest
 import torch
 from comfy_graph import FOLDER, OFF, SINGLE, failure, give, graph, latents, made, node, result
+from comfy_host import ROOT
 from klein_cns.klein.references import to_image, to_pixels
 from klein_cns.sampler import CNSParams
 from safetensors.torch import load_file
@@ -24,7 +25,7 @@ def pictures(server, photo):
 
 
 def test_every_node_is_there_with_a_tooltip_on_every_input(server):
-    for name in ("KleinBaseLoader", "KleinEditConditioner", "CNSKSampler", "CNSSampler", "KleinDecode"):
+    for name in sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md")):
         info = server.get(f"/object_info/{name}")[name]
         inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
         missing = [key for key, spec in inputs.items() if not (len(spec) > 1 and spec[1].get("tooltip"))]
