@@ -42,11 +42,12 @@ class KleinDecode(io.ComfyNode):
             given, missing = ("mask", "original") if original is None else ("original", "mask")
             raise ValueError(f"{given} is connected but {missing} is not; connect both, or neither.")
         check_latent("latent", latent["samples"])
+        outside = () if mask is None else fit_to_output(one_picture("original", original), one_mask(mask))
         image = crop(vae.decode(latent["samples"]), latent)
         if image.shape[-1] != 3:
             raise ValueError(f"vae decodes to {image.shape[-1]} channels, not 3; connect FLUX.2's VAE.")
-        if mask is not None:
-            kept, where = fit_to_output(one_picture("original", original).to(image), one_mask(mask).to(image))
+        if outside:
+            kept, where = (part.to(image) for part in outside)
             image = blend_inside(image.movedim(-1, 1), kept, where).movedim(1, -1)
         return io.NodeOutput(image)
 

@@ -8,8 +8,6 @@ from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError
 
 from .errors import Unobtainable
 
-INDISPENSABLE = ("url", "content")
-
 
 class ImageFile(BaseModel):
     """One picture: a file at ``url`` (perhaps a data URI), or inline ``content``."""

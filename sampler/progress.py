@@ -17,7 +17,7 @@ from .gamma_fits import BINS, FITS, fitted_gamma
 from .params import CNSParams
 from .spectrum import radial_bands, unpatchify
 
-UNGUIDED, GUIDED = "sit_xl2_unguided", "sit_xl2_cfg_1.5"
+UNGUIDED = "sit_xl2_unguided"
 
 
 @dataclass(frozen=True, eq=False)
