@@ -16,7 +16,6 @@ from .progress import ProgressMatrix, resolve_progress
 from .solvers import SOLVERS, Step, ode_euler
 from .spectrum import alpha_tilt, band_power, radial_bands
 
-
 SIGMA_ROUNDING = 1e-5  # above 1; shifted schedules begin there by a few units of float32
 
 
