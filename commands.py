@@ -16,8 +16,11 @@ from .klein.loading import HUB_ID
 from .klein.pipeline import REPORTED, KleinPipeline, check_inputs
 from .klein.request import KleinRequest
 from .klein.result import FORMATS, output_files
+from .klein.schedules import SCHEDULES
+from .klein.sizes import latent_size
 from .klein.tiny import is_tiny
 from .lora import MAX_LORAS, LoraError, examine_lora, parse_loras
+from .sampler.advice import advice
 from .sampler.gamma_fits import FITS
 from .sampler.params import PREFIX, SWITCH, CNSParams, public_name
 from .sampler.progress import UNGUIDED, ProgressMatrix, shipped_progress
@@ -88,7 +91,11 @@ def _run(args: argparse.Namespace, request: dict[str, Any], pictures: list[str])
     run = KleinRequest(cns=cns, **own)
     output_files(args.output, run.num_images, output_format)
     progress = _progress(gamma_file) if cns.enable_cns and gamma_file is not None else None
-    check_inputs(run, pictures, progress)
+    _, (width, height) = check_inputs(run, pictures, progress)
+    rows, columns = latent_size(width, height)
+    sigmas = SCHEDULES[run.scheduler](run.num_inference_steps, rows * columns)
+    for sentence in advice(cns, sigmas.tolist(), run.guidance_scale):
+        _say(sentence)
 
     try:
         pipeline = _load(args)

@@ -246,6 +246,12 @@ def test_a_report_reaches_a_pipe_of_any_encoding(tmp_path, pipeline):
         assert b"trigger words: " + words in done.stdout and name in done.stderr
 
 
+def test_settings_that_can_hardly_be_meant_are_named(klein, tmp_path):
+    wild = ["--enable-cns", "--cns-s-churn", "2", "--cns-energy-scale", "1.5"]
+    status, _, err = klein("generate", "-p", "x", "-o", tmp_path / "a.png", *QUICK, "--image-size", "64x64", *wild)
+    assert status == 0 and "cns_s_churn 2 with cns_energy_scale 1.5 adds more noise than the model removes" in err
+
+
 def test_positional_pictures_replace_those_of_the_file(klein, cat, tmp_path):
     file = tmp_path / "request.json"
     file.write_text('{"prompt": "x", "image_urls": ["https://example.com/a.png"]}')
