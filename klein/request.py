@@ -9,9 +9,9 @@ from typing import Any
 from ..sampler.noise import MAX_SEED
 from ..sampler.params import CNSParams, checked, choice, number
 from ..sampler.solvers import SOLVER_HELP, SOLVERS
-from .errors import is_unicode
 from .schedules import SCHEDULES
 from .sizes import AUTO, parse_image_size
+from .words import is_unicode
 
 
 @dataclass(frozen=True)

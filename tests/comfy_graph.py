@@ -6,8 +6,8 @@ import json
 
 import pytest
 from comfy_host import ROOT, Failed
-from klein_cns.klein.architecture import WANTED
 from klein_cns.sampler import CNSParams
+from klein_cns.weights.components import WANTED
 from safetensors.torch import load_file, save_file
 
 SINGLE = {
