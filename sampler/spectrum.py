@@ -1,7 +1,7 @@
 """The colour of the noise: gain per radial frequency band, and white noise coloured by it.
 
 FLUX.2 latents are 2x2 patches packed into channels; their true spectrum lives on the unpatchified
-grid, so noise is coloured there and packed again (DESIGN: "Where it is coloured").
+grid, so noise is coloured there and packed again (docs/sampling.md, "Where it is coloured").
 """
 
 from __future__ import annotations

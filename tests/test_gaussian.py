@@ -1,4 +1,4 @@
-"""A Gaussian field is solvable in closed form: DESIGN's tables, from the real solvers and the real scheduler.
+"""A Gaussian field is solvable in closed form: the tables of docs/sampling.md, from the real solvers and the real scheduler.
 
 Field: power P(r) = (r + 0.03)^-1 or ^-2 on a 64x64 grid, scaled to mean 1. Its denoiser is linear per mode.
 Error: relative squared Wasserstein distance, Σ(√V - √P)² / ΣP over the modes, powers averaged per band.
@@ -112,7 +112,7 @@ def test_table(run, schedule, steps, solver, churn, expected):
         model = denoiser(torch.from_numpy(power).float())
         noise = matched_noise(256 if churn < 2 else 1024, steps)
         found = wasserstein(run(params, solver, sigmas, model, noise, seed=steps), power)
-        assert abs(found - error) <= max(0.05 * error, 2e-4), f"power r^-{exponent}: {found:.5f}, DESIGN has {error}"
+        assert abs(found - error) <= max(0.05 * error, 2e-4), f"power r^-{exponent}: {found:.5f}, the table has {error}"
 
 
 @pytest.mark.parametrize("exponent", [1, 2])

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sampler", "weights", "lora", "klein", "remote")
-# What a package may import from its siblings (DESIGN: "Imports run one way").
+# What a package may import from its siblings (docs/architecture.md).
 ALLOWED = {
     "sampler": set(),
     "weights": set(),

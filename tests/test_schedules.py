@@ -1,4 +1,4 @@
-"""Sigma schedules and sizes, against diffusers' own scheduler and DESIGN."""
+"""Sigma schedules and sizes, against diffusers' own scheduler and figures written down here."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ def test_measured_noise_follows_beta_on_the_true_grid(latent, alpha, seed):
 
 
 def test_the_packed_grid_would_fold_and_ours_does_not(seed):
-    """DESIGN: asked for α = -2, colouring the packed grid puts as much energy at the highest frequency as at DC."""
+    """Asked for α = -2, colouring the packed grid puts as much energy at the highest frequency as at DC."""
     tilt = CNSParams(formula="authors", power_gamma=1.0, gamma_divider=50.0)
     gamma = torch.zeros(32)
     white = torch.randn(8, 128, 32, 32, generator=torch.Generator().manual_seed(seed))
