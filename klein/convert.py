@@ -51,9 +51,9 @@ def _count_blocks(names: Iterable[str], block: str) -> int:
 
 
 def _rows_of(names: Collection[str], layout: str) -> list[Row]:
-    column = 0 if layout == "bfl" else 1
-    doubles, singles = (_count_blocks(names, block[column]) for block in BLOCKS)
-    guidance = ("guidance_in.", "time_guidance_embed.guidance_embedder.")[column]
+    is_bfl = layout == "bfl"
+    doubles, singles = (_count_blocks(names, bfl if is_bfl else diffusers) for bfl, diffusers, _ in BLOCKS)
+    guidance = "guidance_in." if is_bfl else "time_guidance_embed.guidance_embedder."
     return rows(doubles, singles, any(name.startswith(guidance) for name in names))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,9 @@ def plot_spectrum(path: Path, sigmas: np.ndarray, size: tuple[int, int]) -> None
         alpha_tilt_start=-0.1, alpha_tilt_end=0.03, alpha_exp_interp=False,
     )
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    panels = [("γ: how far each band is resolved", progress_table(sigmas), "viridis", (0, 1), None)]
+    panels: list[tuple[Any, ...]] = [
+        ("γ: how far each band is resolved", progress_table(sigmas), "viridis", (0, 1), None)
+    ]
     count = radial_bands(2 * size[0], 2 * size[1], guided.num_freq_bins)[1]
     for name, params in (("β² at the endpoint's defaults", CNSParams()), ("β² at the authors' guided preset", guided)):
         table = power_table(params, shipped_progress(), sigmas.tolist(), count).numpy()

@@ -57,7 +57,8 @@ def check_inputs(
         )
     if request.cns.enable_cns and not (request.cns.gamma_source == "reference" and pictures):
         resolve_progress(request.cns, progress)
-    return pictures, output_size(request.image_size, tuple(pictures[0].shape[:1:-1]) if pictures else None)
+    first = (pictures[0].shape[-1], pictures[0].shape[-2]) if pictures else None
+    return pictures, output_size(request.image_size, first)
 
 
 class KleinPipeline:
@@ -201,7 +202,7 @@ class KleinPipeline:
                 **request.to_dict(),
                 **({"cns_gamma_file": progress.name} if progress is not None else {}),
                 "image_size": {"width": width, "height": height},
-                "images": [Path(image).name if _is_path(image) else "picture" for image in images],
+                "images": [_name_of(image) for image in images],
                 "loras": [{"path": Path(lora.path).name, "scale": lora.scale} for lora in self.loras],
                 "model": self.model,
                 "torch_dtype": str(self.pipe.transformer.dtype).removeprefix("torch."),
@@ -287,8 +288,11 @@ def _what_to_lower(request: KleinRequest, size: tuple[int, int], pictures: int) 
     return f"lower {', '.join(costs)}, or load the model with cpu_offload (--cpu-offload)"
 
 
-def _is_path(image: Any) -> bool:
-    return isinstance(image, (str, Path)) and not str(image).startswith("data:")
+def _name_of(image: str | Path | Image.Image) -> str:
+    """A file's name; ``picture`` for what has none."""
+    if isinstance(image, Image.Image) or str(image).startswith("data:"):
+        return "picture"
+    return Path(image).name
 
 
 @dataclass

@@ -28,7 +28,7 @@ class KleinRequest:
         5.0, 0.0, 20.0, 0.1, "Classifier-free guidance; 1 is none and takes half the time."
     )
     num_inference_steps: int = number(28, 1, 200, 1, "Denoising steps; the endpoint allows 4 to 50.")
-    seed: int | None = number(
+    seed: int = number(
         None, 0, MAX_SEED, 1, "Where the noise starts; left out, a random one, which is reported. "
         "Seeds that differ by a multiple of 2^32 draw the same noise.",
     )

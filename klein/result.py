@@ -42,7 +42,7 @@ class KleinResult:
         paths = output_files(path, len(self.pixels), output_format)
         info = PngInfo()
         info.add_itxt(PARAMETERS_KEY, json.dumps(self.parameters))  # ASCII, since a file's name may be no Unicode
-        options = {"png": {"pnginfo": info}, "jpeg": {"quality": 95}, "webp": {"quality": 95}}[output_format]
+        options: dict[str, Any] = {"pnginfo": info} if output_format == "png" else {"quality": 95}
         for image, file in zip(self.images, paths, strict=True):
             image.save(_partial(file), FORMATS[output_format], **options)
             _partial(file).replace(file)

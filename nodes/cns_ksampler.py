@@ -18,15 +18,13 @@ from ..sampler import CNSParams, ProgressMatrix, reference_progress
 from ..sampler.params import checked_number
 from .cns_inputs import (
     CATEGORY,
-    GAMMA_FILE,
     cns_inputs,
-    cns_params,
     gamma_stamp,
     load_progress,
     patch_size,
     solver_input,
 )
-from .cns_sampler import make_sampler
+from .cns_sampler import sample
 from .messages import show
 
 EMPTY_RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # what ComfyUI's empty latents carry
@@ -98,11 +96,12 @@ class CNSKSampler(io.ComfyNode):
         solver: str,
         scheduler: str,
         denoise: float,
+        cns_gamma_file: str,
         **values: Any,
     ) -> io.NodeOutput:
         checked_number("cfg", cfg, 0.0, 100.0)
-        params = cns_params(values)
-        progress = load_progress(params, values[GAMMA_FILE])
+        params = CNSParams.from_endpoint(values)
+        progress = load_progress(params, cns_gamma_file)
         if params.enable_cns and params.gamma_source == "reference":
             progress = conditioning_progress(params, positive, model)
         latent = latent_image.copy()
@@ -117,10 +116,16 @@ class CNSKSampler(io.ComfyNode):
         sigmas = make_sigmas(model, scheduler, steps, denoise, samples)
         batch_index = latent.get("batch_index")
         noise = comfy.sample.prepare_noise(samples, seed, batch_index)
-        sampler = make_sampler(params, solver, progress, partial(show, cls.hidden.unique_id), batch_index=batch_index)
+        options = {
+            "params": params,
+            "solver": solver,
+            "progress": progress,
+            "batch_index": batch_index,
+            "tell": partial(show, cls.hidden.unique_id),
+        }
         x0: dict[str, torch.Tensor] = {}
         result = comfy.sample.sample_custom(
-            model, noise, cfg, sampler, sigmas, positive, negative, samples,
+            model, noise, cfg, comfy.samplers.KSAMPLER(sample, options), sigmas, positive, negative, samples,
             noise_mask=latent.get("noise_mask"),
             callback=latent_preview.prepare_callback(model, len(sigmas) - 1, x0),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,

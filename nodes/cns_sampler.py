@@ -17,9 +17,7 @@ from ..sampler.advice import advice
 from ..sampler.params import SWITCH
 from .cns_inputs import (
     CATEGORY,
-    GAMMA_FILE,
     cns_inputs,
-    cns_params,
     gamma_stamp,
     load_progress,
     patch_size,
@@ -63,52 +61,57 @@ class CNSSampler(io.ComfyNode):
         return gamma_stamp(cns_gamma_file)
 
     @classmethod
-    def execute(cls, solver: str, cns_seed: int, **values: Any) -> io.NodeOutput:
-        params = cns_params({**values, SWITCH: True})
+    def execute(cls, solver: str, cns_seed: int, cns_gamma_file: str, **values: Any) -> io.NodeOutput:
+        params = CNSParams.from_endpoint({**values, SWITCH: True})
         if params.gamma_source == "reference":
             raise ValueError(
                 "cns_gamma_source is 'reference', but this node sees no conditioning and so no reference pictures; "
                 "use CNS KSampler, or choose 'matrix'."
             )
-        progress = load_progress(params, values[GAMMA_FILE])
-        tell = partial(show, cls.hidden.unique_id)
-        return io.NodeOutput(make_sampler(params, solver, progress, tell, seed=None if cns_seed < 0 else cns_seed))
+        options = {
+            "params": params,
+            "solver": solver,
+            "progress": load_progress(params, cns_gamma_file),
+            "seed": None if cns_seed < 0 else cns_seed,
+            "tell": partial(show, cls.hidden.unique_id),
+        }
+        return io.NodeOutput(comfy.samplers.KSAMPLER(sample, options))
 
 
-def make_sampler(
+def sample(
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Any = None,
+    callback: Any = None,
+    disable: Any = None,
+    *,
     params: CNSParams,
     solver: str,
     progress: ProgressMatrix | None,
     tell: Callable[[str], None],
     seed: int | None = None,
     batch_index: list[int] | None = None,
-) -> comfy.samplers.KSAMPLER:
-    """ComfyUI's wrapper (masks, noise scaling, previews) around `sample_cns`.
+) -> Tensor:
+    """`sample_cns` as ComfyUI's KSAMPLER calls a sampler; the wrapper brings masks, noise scaling and previews.
 
     Args:
         tell: called with what the user should know of the settings.
     """
-
-    def sample(
-        model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, callback: Any = None, disable: Any = None
-    ) -> Tensor:
-        if params.enable_cns and x.ndim < 4:
-            raise ValueError(
-                f"the latent reaches the sampler as {list(x.shape)}, without height and width; CNS cannot colour its "
-                "noise. Turn enable_cns off in CNS KSampler, or use another sampler."
-            )
-        told = advice(params, solver, sigmas.tolist(), getattr(model.inner_model, "cfg", None))
-        if told:
-            tell(" ".join(told))
-        with memory_advice(LOWER):
-            return sample_cns(
-                model, x, sigmas, extra_args, callback, disable,
-                params=params, solver=solver, progress=progress, seed=seed, batch_index=batch_index,
-                patch_size=patch_size(model.inner_model.model_patcher), pin_memory=pins_memory(),
-            )
-
-    sample.__name__ = "sample_cns"
-    return comfy.samplers.KSAMPLER(sample)
+    if params.enable_cns and x.ndim < 4:
+        raise ValueError(
+            f"the latent reaches the sampler as {list(x.shape)}, without height and width; CNS cannot colour its "
+            "noise. Turn enable_cns off in CNS KSampler, or use another sampler."
+        )
+    told = advice(params, solver, sigmas.tolist(), getattr(model.inner_model, "cfg", None))
+    if told:
+        tell(" ".join(told))
+    with memory_advice(LOWER):
+        return sample_cns(
+            model, x, sigmas, extra_args, callback, disable,
+            params=params, solver=solver, progress=progress, seed=seed, batch_index=batch_index,
+            patch_size=patch_size(model.inner_model.model_patcher), pin_memory=pins_memory(),
+        )
 
 
 def pins_memory() -> bool:

@@ -42,7 +42,9 @@ class KleinDecode(io.ComfyNode):
             given, missing = ("mask", "original") if original is None else ("original", "mask")
             raise ValueError(f"{given} is connected but {missing} is not; connect both, or neither.")
         check_latent("latent", latent["samples"])
-        outside = () if mask is None else fit_to_output(one_picture("original", original), one_mask(mask))
+        outside = None
+        if original is not None and mask is not None:
+            outside = fit_to_output(one_picture("original", original), one_mask(mask))
         image = crop(vae.decode(latent["samples"]), latent)
         if image.shape[-1] != 3:
             raise ValueError(f"vae decodes to {image.shape[-1]} channels, not 3; connect FLUX.2's VAE.")

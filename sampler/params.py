@@ -166,13 +166,14 @@ def checked_number(name: str, value: Any, low: float, high: float, whole: bool =
     allowed = f"allowed is {'a whole number' if whole else 'a number'} from {low} to {high}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
         raise ValueError(f"{name} is {value!r} ({type(value).__name__}); {allowed}.")
+    plain: Any = value
     try:
-        value = int(value) if whole else float(value)
+        found = int(plain) if whole else float(plain)
     except OverflowError:
-        value = math.inf
-    if not (math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"{name} is {value}; {allowed}.")
-    return value
+        found = math.inf
+    if not (math.isfinite(found) and low <= found <= high):
+        raise ValueError(f"{name} is {found}; {allowed}.")
+    return found
 
 
 def checked(spec: Any, name: str, value: Any) -> Any:

@@ -72,7 +72,7 @@ class CNSRun:
         sigma, sigma_next = self.sigmas[i : i + 2]
         if sigma_next == 0:
             return denoised
-        white = gain = None
+        white = gain = x.new_empty(0)
         if self._streams is not None:
             white, gain = self._streams.draw(x.shape, x.device), self._gain[i][self._band]
         step = Step(sigma, sigma_next, self.s_churn, self.energy_scale, self.patch_size, white, gain, self._previous)

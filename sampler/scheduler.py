@@ -45,6 +45,8 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
             [B, tokens, channels] (FLUX.1, FLUX.2) and 1 for grids [B, channels, ..., height, width].
     """
 
+    _step_index: int | None
+
     @register_to_config
     def __init__(
         self,
@@ -166,7 +168,7 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
         denoised = x - self.sigmas[self.step_index] * velocity
         x = self._run.step(self.step_index - self._first, x, denoised)
         previous = (x.flatten(2).transpose(1, 2) if sample.ndim == 3 else x).to(model_output.dtype)
-        self._step_index += 1
+        self._step_index = self.step_index + 1
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=previous) if return_dict else (previous,)
 
     def _start(self, sample: Tensor) -> CNSRun:
@@ -190,7 +192,7 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
     def _grid_size(self, sample: Tensor) -> tuple[int, int]:
         """(height, width) of packed tokens; for grids the sample's own, of which nothing else is known."""
         if sample.ndim != 3:
-            return tuple(sample.shape[-2:])
+            return sample.shape[-2], sample.shape[-1]
         tokens = sample.shape[1]
         if self._latent_size is not None:
             height, width = self._latent_size

@@ -24,8 +24,8 @@ class Step(NamedTuple):
     s_churn: float
     energy_scale: float
     patch_size: int
-    white: Tensor | None  # [B, C, h, w] unit noise; None where s_churn is 0
-    gain: Tensor | None  # [H, W // 2 + 1] on the unpatchified grid; None where s_churn is 0
+    white: Tensor  # [B, C, h, w] unit noise; empty where s_churn is 0
+    gain: Tensor  # [H, W // 2 + 1] on the unpatchified grid; empty where s_churn is 0
     previous: tuple[Tensor, float] | None  # denoised and sigma of the step before
 
 

@@ -1,4 +1,4 @@
-"""A Gaussian field is solvable in closed form: the tables of docs/sampling.md, from the real solvers and the real scheduler.
+"""A Gaussian field is solvable in closed form: the tables of docs/sampling.md, from the real solvers and scheduler.
 
 Field: power P(r) = (r + 0.03)^-1 or ^-2 on a 64x64 grid, scaled to mean 1. Its denoiser is linear per mode.
 Error: relative squared Wasserstein distance, Σ(√V - √P)² / ΣP over the modes, powers averaged per band.
