@@ -35,17 +35,31 @@ def host_pipeline(comfyui):
 @pytest.fixture(scope="session")
 def server(comfyui, host_pipeline, tmp_path_factory):
     """The running server; its ``base`` holds models, input and output."""
-    folder, python = comfyui
     base = tmp_path_factory.mktemp("comfy")
+    make_base(base, "klein-cns")
+    write_models(host_pipeline, base / "models")
+    running = Server(*comfyui, base)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def fresh(comfyui, tmp_path_factory):
+    """A server as a newcomer has it: no model files. The clone's folder has a name of its own."""
+    base = tmp_path_factory.mktemp("fresh")
+    make_base(base, "klein_cns-main (2)")
+    running = Server(*comfyui, base)
+    yield running
+    running.stop()
+
+
+def make_base(base: Path, clone: str) -> None:
+    """A base folder for ComfyUI with empty model folders, and this pack in a folder of the name ``clone``."""
     folders = ("diffusers", "cns_gamma", "loras", *(wanted.folder for wanted in WANTED.values()))
     for name in ("custom_nodes", "input", "output", *(f"models/{one}" for one in folders)):
         (base / name).mkdir(parents=True)
-    (base / "custom_nodes" / "klein-cns").symlink_to(ROOT)
+    (base / "custom_nodes" / clone).symlink_to(ROOT)
     shutil.copy(Path(__file__).parent / "probe_nodes.py", base / "custom_nodes")
-    write_models(host_pipeline, base / "models")
-    running = Server(folder, python, base)
-    yield running
-    running.stop()
 
 
 def write_models(pipeline: KleinPipeline, models: Path) -> None:
