@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -14,12 +15,15 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 1 on an error that a sentence explains, 130 on Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):  # a pipe on Windows takes no γ, and none takes a name that is no Unicode
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         args = _import_parser()().parse_args(argv)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"klein-cns: warning: {message}", file=sys.stderr)
             args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         print(f"klein-cns: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -15,9 +15,12 @@ import torch
 from .klein.loading import HUB_ID
 from .klein.pipeline import REPORTED, KleinPipeline, check_inputs
 from .klein.request import KleinRequest
-from .klein.result import FORMATS, check_output
+from .klein.result import FORMATS, output_files
+from .klein.schedules import SCHEDULES
+from .klein.sizes import latent_size
 from .klein.tiny import is_tiny
 from .lora import MAX_LORAS, LoraError, examine_lora, parse_loras
+from .sampler.advice import advice
 from .sampler.gamma_fits import FITS
 from .sampler.params import PREFIX, SWITCH, CNSParams, public_name
 from .sampler.progress import UNGUIDED, ProgressMatrix, shipped_progress
@@ -74,7 +77,6 @@ def _lora(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace, request: dict[str, Any], pictures: list[str]) -> None:
     """Check everything that can be wrong before gigabytes are loaded, then make the pictures."""
     output_format = _output_format(args)
-    check_output(args.output)
     loras = parse_loras(request.pop("loras", []))
     gamma_file = request.pop(GAMMA_FILE, None)
     for name, why in NO_LOCAL_EFFECT.items():
@@ -87,14 +89,22 @@ def _run(args: argparse.Namespace, request: dict[str, Any], pictures: list[str])
              "turn it on with --enable-cns.")
     own = {name: value for name, value in request.items() if name not in cns.to_request()}
     run = KleinRequest(cns=cns, **own)
+    output_files(args.output, run.num_images, output_format)
     progress = _progress(gamma_file) if cns.enable_cns and gamma_file is not None else None
-    check_inputs(run, pictures, progress)
+    _, (width, height) = check_inputs(run, pictures, progress)
+    rows, columns = latent_size(width, height)
+    sigmas = SCHEDULES[run.scheduler](run.num_inference_steps, rows * columns)
+    for sentence in advice(cns, sigmas.tolist(), run.guidance_scale):
+        _say(sentence)
 
-    pipeline = _load(args)
-    pipeline.set_loras(loras)
-    for report in pipeline.lora_reports:
-        _say(str(report))
-    result = pipeline.run(run, pictures, progress=progress, show_progress=True)
+    try:
+        pipeline = _load(args)
+        pipeline.set_loras(loras)
+        for report in pipeline.lora_reports:
+            _say(str(report))
+        result = pipeline.run(run, pictures, progress=progress, show_progress=True)
+    except torch.cuda.OutOfMemoryError as error:
+        raise MemoryError(str(error)) from error
     for path in result.save(args.output, output_format):
         print(path)
     seconds = ", ".join(f"{stage} {took:.1f} s" for stage, took in result.timings.items())

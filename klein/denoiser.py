@@ -24,7 +24,7 @@ def initial_noise(seed: int, batch_index: Sequence[int], shape: tuple[int, ...])
         float32 [B, C, h, w].
     """
     generator = torch.Generator("cpu").manual_seed(seed)
-    draws = [torch.randn(shape, generator=generator) for _ in range(max(batch_index) + 1)]
+    draws = [torch.randn(shape, generator=generator, device="cpu") for _ in range(max(batch_index) + 1)]
     return torch.stack([draws[i] for i in batch_index])
 
 
@@ -49,7 +49,7 @@ def guided_velocity(
         references: normalised latents [1, C, h, w] of each picture, of any sizes.
     """
     transformer, device = pipe.transformer, pipe._execution_device
-    ids = pipe._prepare_latent_ids(torch.empty(batch, 1, *size)).to(device)
+    ids = pipe._prepare_latent_ids(torch.empty(batch, 1, *size, device="cpu")).to(device)
     context = torch.empty(batch, 0, transformer.config.in_channels, device=device)
     if references:
         context = torch.cat([pipe._pack_latents(latent) for latent in references], dim=1).repeat(batch, 1, 1)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .architecture import check_components
+from .errors import first_line
+from .memory import is_out_of_memory, memory_advice
 from .tiny import COMPONENTS, tiny
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 HUB_ID = "black-forest-labs/FLUX.2-klein-base-9B"
 HELP = f"give a diffusers folder, a Hub id such as {HUB_ID}, or 'tiny' for random test weights"
+LESS_MEMORY = (
+    "load the model with cpu_offload (--cpu-offload) or in bfloat16 (--dtype bfloat16), and close what else uses memory"
+)
 
 
 def load_components(
@@ -29,24 +34,25 @@ def load_components(
         torch_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     if cpu_offload and device.type == "cpu":
         raise ValueError("cpu_offload needs an accelerator to offload from; leave it out on the CPU.")
-    pipe = _tiny(torch_dtype) if model == "tiny" else _from_pretrained(model, torch_dtype)
+    with memory_advice(LESS_MEMORY):
+        pipe = _tiny(torch_dtype) if model == "tiny" else _from_pretrained(model, torch_dtype)
     if pipe.config.is_distilled:
         warnings.warn(
             f"{model} is the distilled klein, made for 4 steps at guidance 1; the settings here are for Base.",
             stacklevel=3,
         )
-    if cpu_offload:
-        pipe.enable_model_cpu_offload(device=device)
-    else:
-        pipe.to(device)
+    with memory_advice(LESS_MEMORY):
+        if cpu_offload:
+            pipe.enable_model_cpu_offload(device=device)
+        else:
+            pipe.to(device)
     return pipe
 
 
 def default_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    accelerators = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.backends.mps}
+    return torch.device(next((name for name, backend in accelerators.items() if backend.is_available()), "cpu"))
 
 
 def _usable_device(name: str | torch.device) -> torch.device:
@@ -54,9 +60,8 @@ def _usable_device(name: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(
-            f"device {str(name)!r} cannot be used ({reason}); leave it out, or give cpu, cuda or mps."
+            f"device {str(name)!r} cannot be used ({first_line(error)}); leave it out, or give cpu, cuda, xpu or mps."
         ) from error
 
 
@@ -84,7 +89,9 @@ def _from_pretrained(model: str, torch_dtype: torch.dtype) -> Flux2KleinPipeline
             model, use_safetensors=True, **{"dtype" if renamed else "torch_dtype": torch_dtype}
         )
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = re.split(r" \(|\. ", str(error).strip().splitlines()[0])[0]
+        if is_out_of_memory(error):
+            raise
+        reason = first_line(error).partition(" (")[0]
         hint = "download its folder again" if folder.exists() else (
             "check the network, accept the model's licence on its page and log in with `hf auth login`, "
             "or give a folder that holds it"

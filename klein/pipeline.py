@@ -19,6 +19,7 @@ from ..sampler.noise import checked_batch_index
 from ..sampler.progress import ProgressMatrix, reference_progress, resolve_progress
 from .denoiser import denoise, guided_velocity, initial_noise
 from .loading import load_components
+from .memory import memory_advice
 from .prompts import encode_prompt
 from .references import MAX_REFERENCES, load_picture, prepare_reference, to_pixels
 from .request import KleinRequest
@@ -176,23 +177,13 @@ class KleinPipeline:
         pictures, (width, height) = check_inputs(request, images, progress)
         batch_index = checked_batch_index(batch_index, request.num_images)
         clock = _Clock()
-        size = latent_size(width, height)
         try:
-            with clock("text"):
-                positive = encode_prompt(self.pipe, request.prompt)
-                negative = encode_prompt(self.pipe, request.negative_prompt) if request.guidance_scale != 1 else None
-            with clock("references"):
-                references = [self._encode(picture, request.reference_megapixels) for picture in pictures]
-            with clock("denoise"):
-                scheduler = self._scheduler(request, size, batch_index, self._progress(request, progress, references))
-                velocity = guided_velocity(
-                    self.pipe, request.num_images, size, positive, negative, references, request.guidance_scale
+            with memory_advice(_what_to_lower(request, (width, height), len(pictures))):
+                latents = self._sample(
+                    request, pictures, latent_size(width, height), batch_index, progress, clock, callback, show_progress
                 )
-                shape = (self.pipe.transformer.config.in_channels, *size)
-                latents = initial_noise(request.seed, batch_index, shape).to(self._device)
-                latents = denoise(scheduler, velocity, latents, callback, show_progress)
-            with clock("decode"):
-                pixels = self._decode(latents)[..., :height, :width]
+                with clock("decode"):
+                    pixels = self._decode(latents)[..., :height, :width]
         finally:
             self.pipe.maybe_free_model_hooks()
         if not bool(pixels.isfinite().all()):
@@ -218,6 +209,32 @@ class KleinPipeline:
                 "batch_index": batch_index,
             },
         )
+
+    def _sample(
+        self,
+        request: KleinRequest,
+        pictures: list[Tensor],
+        size: tuple[int, int],
+        batch_index: list[int],
+        progress: ProgressMatrix | None,
+        clock: _Clock,
+        callback: Callable[[dict[str, Any]], None] | None,
+        show_progress: bool,
+    ) -> Tensor:
+        """Latents [B, 128, h, w], normalised, of ``size`` (h, w)."""
+        with clock("text"):
+            positive = encode_prompt(self.pipe, request.prompt)
+            negative = encode_prompt(self.pipe, request.negative_prompt) if request.guidance_scale != 1 else None
+        with clock("references"):
+            references = [self._encode(picture, request.reference_megapixels) for picture in pictures]
+        with clock("denoise"):
+            scheduler = self._scheduler(request, size, batch_index, self._progress(request, progress, references))
+            velocity = guided_velocity(
+                self.pipe, request.num_images, size, positive, negative, references, request.guidance_scale
+            )
+            shape = (self.pipe.transformer.config.in_channels, *size)
+            latents = initial_noise(request.seed, batch_index, shape).to(self._device)
+            return denoise(scheduler, velocity, latents, callback, show_progress)
 
     @property
     def _device(self) -> torch.device:
@@ -258,6 +275,16 @@ class KleinPipeline:
         scheduler.set_run(request.seed, size, batch_index, progress)
         scheduler.set_begin_index(0)
         return scheduler
+
+
+def _what_to_lower(request: KleinRequest, size: tuple[int, int], pictures: int) -> str:
+    """What of a request costs memory, with its values."""
+    costs = [f"image_size ({size[0]}x{size[1]})"]
+    if request.num_images > 1:
+        costs.append(f"num_images ({request.num_images})")
+    if pictures:
+        costs.append(f"reference_megapixels ({request.reference_megapixels:g}) or the number of pictures ({pictures})")
+    return f"lower {', '.join(costs)}, or load the model with cpu_offload (--cpu-offload)"
 
 
 def _is_path(image: Any) -> bool:

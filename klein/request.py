@@ -8,6 +8,7 @@ from typing import Any
 
 from ..sampler.noise import MAX_SEED
 from ..sampler.params import CNSParams, checked, choice, number
+from .errors import is_unicode
 from .schedules import SCHEDULES
 from .sizes import AUTO, parse_image_size
 
@@ -49,8 +50,11 @@ class KleinRequest:
             if spec.metadata.keys() & {"min", "options"} and not (spec.name == "seed" and value is None):
                 object.__setattr__(self, spec.name, checked(spec, spec.name, value))
         for name in ("prompt", "negative_prompt"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be text.")
+            text = getattr(self, name)
+            if not isinstance(text, str):
+                raise ValueError(f"{name} is {text!r}; it must be text.")
+            if not is_unicode(text):
+                raise ValueError(f"{name} holds half of a character, or bytes that are not UTF-8; type it anew.")
         if not isinstance(self.cns, CNSParams):
             raise ValueError(f"cns is {self.cns!r}; give CNSParams(...), or CNSParams.from_endpoint(request).")
         object.__setattr__(self, "image_size", parse_image_size(self.image_size))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,35 +39,52 @@ class KleinResult:
         Raises:
             ValueError: a format other than png, jpeg and webp.
         """
-        if output_format not in FORMATS:
-            raise ValueError(f"output_format is {output_format!r}; allowed are {', '.join(FORMATS)}.")
-        path = check_output(path)
-        paths = [path] if len(self.pixels) == 1 else [
-            path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(len(self.pixels))
-        ]
+        paths = output_files(path, len(self.pixels), output_format)
         info = PngInfo()
-        info.add_itxt(PARAMETERS_KEY, json.dumps(self.parameters, ensure_ascii=False))
+        info.add_itxt(PARAMETERS_KEY, json.dumps(self.parameters))  # ASCII, since a file's name may be no Unicode
         options = {"png": {"pnginfo": info}, "jpeg": {"quality": 95}, "webp": {"quality": 95}}[output_format]
         for image, file in zip(self.images, paths, strict=True):
-            partial = file.with_name(f"{file.name}.part")  # so that an interrupt keeps the file that was there
-            image.save(partial, FORMATS[output_format], **options)
-            partial.replace(file)
+            image.save(_partial(file), FORMATS[output_format], **options)
+            _partial(file).replace(file)
         return paths
 
 
-def check_output(path: str | Path) -> Path:
-    """The path of a file to write, its folder made.
+def output_files(path: str | Path, count: int, output_format: str = "png") -> list[Path]:
+    """The files for ``count`` pictures, each tried out: ``name``, or where there are several ``name-1``, ``name-2`` ...
+
+    Nothing about them can fail after this but a disk that fills; their folder is made.
 
     Raises:
-        ValueError: a folder, or a place that cannot be written.
+        ValueError: a format that is unknown, or that Pillow lacks; a name that is a folder's or cannot be written.
     """
+    if output_format not in FORMATS:
+        raise ValueError(f"output_format is {output_format!r}; allowed are {', '.join(FORMATS)}.")
+    Image.init()
+    if FORMATS[output_format] not in Image.SAVE:
+        raise ValueError(f"output_format is {output_format}, which this Pillow was built without; choose png.")
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"output {path} is a folder; give the name of a file in it.")
+    files = [path]
+    if count > 1 and path.name:
+        files = [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]
+    for file in files:
+        _try_out(file)
+    return files
+
+
+def _try_out(file: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        if file.is_dir():
+            raise ValueError(f"output {file} is a folder; give the name of a file in it.")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _partial(file).open("wb").close()
+        _partial(file).unlink()
+        protected = file.exists() and not os.access(file, os.W_OK)
     except OSError as error:
-        raise ValueError(f"output {path} cannot be written ({error.strerror}); choose another place.") from error
-    return path
+        raise ValueError(f"output {file} cannot be written ({error.strerror}); choose another place.") from error
+    if protected:
+        raise ValueError(f"output {file} is protected against writing; choose another name, or unprotect it.")
+
+
+def _partial(file: Path) -> Path:
+    """What is written first, so that an interrupt keeps the file that was there."""
+    return file.with_name(f"{file.name}.part")

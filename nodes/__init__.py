@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 from .base_loader import KleinBaseLoader
-from .cns_inputs import GAMMA_FOLDER
+from .cns_inputs import add_gamma_folder
 from .cns_ksampler import CNSKSampler
 from .cns_sampler import CNSSampler
 from .decode import KleinDecode
@@ -18,7 +15,7 @@ from .fal_edit import KleinFalEdit
 from .lora_stack import KleinLoraStack
 from .route import KleinRoute
 
-folder_paths.add_model_folder_path(GAMMA_FOLDER, str(Path(folder_paths.models_dir) / GAMMA_FOLDER))
+add_gamma_folder()
 
 
 class KleinExtension(ComfyExtension):

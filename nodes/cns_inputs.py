@@ -12,11 +12,19 @@ from comfy_api.latest import io
 from ..sampler.gamma_fits import FITS
 from ..sampler.params import LOCAL_NAMES, SWITCH, CNSParams, public_name
 from ..sampler.progress import ProgressMatrix, shipped_progress
+from .common import is_inside
 
 CATEGORY = "klein"
 GAMMA_FOLDER = "cns_gamma"
 GAMMA_FILE = "cns_gamma_file"
+GAMMA_ENDINGS = {".safetensors", ".pt"}
 FLUX2_CHANNELS = 128
+
+
+def add_gamma_folder() -> None:
+    """Make ``models/cns_gamma`` known to ComfyUI, for the files that can hold a matrix."""
+    folder_paths.add_model_folder_path(GAMMA_FOLDER, str(Path(folder_paths.models_dir) / GAMMA_FOLDER))
+    folder_paths.folder_names_and_paths[GAMMA_FOLDER][1].update(GAMMA_ENDINGS)
 
 
 def cns_inputs(switch: bool = True) -> list[io.Input]:
@@ -48,7 +56,7 @@ def load_progress(params: CNSParams, gamma_file: str) -> ProgressMatrix | None:
         return None
     if gamma_file in FITS:
         return shipped_progress(gamma_file)
-    path = folder_paths.get_full_path(GAMMA_FOLDER, gamma_file)
+    path = folder_paths.get_full_path(GAMMA_FOLDER, gamma_file) if is_inside(gamma_file) else None
     if path is None:
         raise ValueError(
             f"{GAMMA_FILE} {gamma_file!r} does not exist; put it into models/{GAMMA_FOLDER}/, or choose one of "
@@ -57,10 +65,16 @@ def load_progress(params: CNSParams, gamma_file: str) -> ProgressMatrix | None:
     return ProgressMatrix.load(path)
 
 
-def gamma_stamp(gamma_file: str) -> Any:
-    """What changes when the file of this name does; None for a shipped one."""
-    path = None if gamma_file in FITS else folder_paths.get_full_path(GAMMA_FOLDER, gamma_file)
-    return path and Path(path).stat().st_mtime_ns
+def gamma_stamp(gamma_file: str | None) -> Any:
+    """What changes when a measured matrix does, so that the node runs again.
+
+    Args:
+        gamma_file: the widget's value; None where it is linked, so that any file of the folder may be meant.
+    """
+    names = folder_paths.get_filename_list(GAMMA_FOLDER) if gamma_file is None else [gamma_file]
+    own = [name for name in names if name not in FITS and is_inside(name)]
+    paths = [folder_paths.get_full_path(GAMMA_FOLDER, name) for name in own]
+    return [Path(path).stat().st_mtime_ns for path in paths if path]
 
 
 def gamma_files() -> list[str]:

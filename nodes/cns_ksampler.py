@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import comfy.sample
@@ -17,6 +18,7 @@ from ..sampler import CNSParams, ProgressMatrix, reference_progress
 from ..sampler.params import checked_number
 from .cns_inputs import CATEGORY, GAMMA_FILE, cns_inputs, cns_params, gamma_stamp, load_progress, patch_size
 from .cns_sampler import make_sampler
+from .messages import show
 
 EMPTY_RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # what ComfyUI's empty latents carry
 MAX_GRID = 1_000_000  # steps of a whole schedule, of which the last are run
@@ -62,6 +64,7 @@ class CNSKSampler(io.ComfyNode):
                 io.Latent.Output(display_name="latent"),
                 io.Latent.Output(display_name="denoised", tooltip="The last prediction of the finished picture."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -103,10 +106,10 @@ class CNSKSampler(io.ComfyNode):
         sigmas = make_sigmas(model, scheduler, steps, denoise, samples)
         batch_index = latent.get("batch_index")
         noise = comfy.sample.prepare_noise(samples, seed, batch_index)
+        sampler = make_sampler(params, progress, partial(show, cls.hidden.unique_id), batch_index=batch_index)
         x0: dict[str, torch.Tensor] = {}
         result = comfy.sample.sample_custom(
-            model, noise, cfg, make_sampler(params, progress, batch_index=batch_index), sigmas, positive, negative,
-            samples,
+            model, noise, cfg, sampler, sigmas, positive, negative, samples,
             noise_mask=latent.get("noise_mask"),
             callback=latent_preview.prepare_callback(model, len(sigmas) - 1, x0),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,

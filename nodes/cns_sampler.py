@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import comfy.model_management
 import comfy.samplers
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..klein.memory import memory_advice
 from ..sampler import CNSParams, ProgressMatrix, sample_cns
+from ..sampler.advice import advice
 from ..sampler.params import SWITCH
 from .cns_inputs import CATEGORY, GAMMA_FILE, cns_inputs, cns_params, gamma_stamp, load_progress, patch_size
+from .messages import show
+
+LOWER = "lower the size or the number of the pictures to make, or give fewer or smaller reference pictures"
 
 
 class CNSSampler(io.ComfyNode):
@@ -33,6 +41,7 @@ class CNSSampler(io.ComfyNode):
                 ),
             ],
             outputs=[io.Sampler.Output()],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -52,16 +61,22 @@ class CNSSampler(io.ComfyNode):
                 "use CNS KSampler, or choose 'matrix'."
             )
         progress = load_progress(params, values[GAMMA_FILE])
-        return io.NodeOutput(make_sampler(params, progress, seed=None if cns_seed < 0 else cns_seed))
+        tell = partial(show, cls.hidden.unique_id)
+        return io.NodeOutput(make_sampler(params, progress, tell, seed=None if cns_seed < 0 else cns_seed))
 
 
 def make_sampler(
     params: CNSParams,
     progress: ProgressMatrix | None,
+    tell: Callable[[str], None],
     seed: int | None = None,
     batch_index: list[int] | None = None,
 ) -> comfy.samplers.KSAMPLER:
-    """ComfyUI's wrapper (masks, noise scaling, previews) around `sample_cns`."""
+    """ComfyUI's wrapper (masks, noise scaling, previews) around `sample_cns`.
+
+    Args:
+        tell: called with what the user should know of the settings.
+    """
 
     def sample(
         model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, callback: Any = None, disable: Any = None
@@ -71,13 +86,20 @@ def make_sampler(
                 f"the latent reaches the sampler as {list(x.shape)}, without height and width; CNS cannot colour its "
                 "noise. Turn enable_cns off in CNS KSampler, or use another sampler."
             )
-        return sample_cns(
-            model, x, sigmas, extra_args, callback, disable,
-            params=params, progress=progress, seed=seed, batch_index=batch_index,
-            patch_size=patch_size(model.inner_model.model_patcher),
-        )
+        told = advice(params, sigmas.tolist(), getattr(model.inner_model, "cfg", None))
+        if told:
+            tell(" ".join(told))
+        with memory_advice(LOWER):
+            return sample_cns(
+                model, x, sigmas, extra_args, callback, disable,
+                params=params, progress=progress, seed=seed, batch_index=batch_index,
+                patch_size=patch_size(model.inner_model.model_patcher), pin_memory=pins_memory(),
+            )
 
     sample.__name__ = "sample_cns"
     return comfy.samplers.KSAMPLER(sample)
 
 
+def pins_memory() -> bool:
+    """Whether ComfyUI pins memory here: not where a user, or the kind of device, forbids it."""
+    return getattr(comfy.model_management, "MAX_PINNED_MEMORY", 0) > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,6 +13,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..klein.cache import TensorCache
 from ..klein.masks import fit_to_output, to_latent_mask
 from ..klein.references import pad_edges, prepare_reference
 from ..klein.sizes import AUTO, DEFAULT_SIZE, IMAGE_SIZES, MAX_SIDE, MIN_SIDE, latent_size, output_size
@@ -24,9 +24,9 @@ from .pictures import check_latent, one_mask, picture_inputs, split_pictures
 
 CUSTOM = "custom"
 SIZE_KEY = "klein_size"  # (width, height) in the LATENT, for the decoder
-CACHED = 8  # encodings kept for each CLIP and VAE
+MAX_KEPT = 256 * 2**20  # bytes of encodings for each CLIP and VAE; a prompt has 25 MB, a picture 2 MB
 
-_encodings: WeakKeyDictionary[Any, OrderedDict[Hashable, Any]] = WeakKeyDictionary()
+_encodings: WeakKeyDictionary[Any, TensorCache] = WeakKeyDictionary()
 
 
 class KleinEditConditioner(io.ComfyNode):
@@ -161,11 +161,6 @@ def masked_latent(
 
 
 def _cached(encoder: Any, key: Hashable, encode: Callable[[], Any]) -> Any:
-    """The encoding under ``key``, from the last few of this encoder; it lives as long as the encoder."""
-    kept = _encodings.setdefault(encoder, OrderedDict())
-    if key not in kept:
-        kept[key] = encode()
-        if len(kept) > CACHED:
-            kept.popitem(last=False)
-    kept.move_to_end(key)
-    return kept[key]
+    """The encoding under ``key``, from those kept of this encoder; they live as long as the encoder."""
+    kept = _encodings.setdefault(encoder, TensorCache(MAX_KEPT))
+    return kept.get(key, encode, comfy.model_management.intermediate_device())

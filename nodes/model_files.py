@@ -16,6 +16,7 @@ from ..klein.convert import diffusers_to_bfl
 from ..klein.files import weight_files
 from ..klein.identify import Identity
 from ..weights.architecture import TINY
+from .common import is_inside
 
 DIFFUSERS = "diffusers"
 TEXT_PREFIX = "model."  # of a Qwen3 as ComfyUI knows it
@@ -34,11 +35,13 @@ def choices(kind: str) -> list[str]:
 
 def find(kind: str, name: str) -> Path | None:
     """The path of a choice; None where it does not exist (any more) or would leave its folder."""
+    if not is_inside(name):
+        return None
     file = folder_paths.get_full_path(WANTED[kind].folder, name)
     if file:
         return Path(file)
-    first, *parts = PureWindowsPath(name).parts or ("",)  # which takes both kinds of slashes apart
-    if first != DIFFUSERS or ".." in parts:
+    first, *parts = PureWindowsPath(name).parts  # which takes both kinds of slashes apart
+    if first != DIFFUSERS:
         return None
     folders = (Path(root, *parts) for root in folder_paths.get_folder_paths(DIFFUSERS))
     return next((folder for folder in folders if folder.is_dir()), None)

@@ -39,18 +39,27 @@ class NoiseStreams:
         seed: 0 to 2^64 - 1.
         batch_index: position of each image in the batch it was first drawn in.
         first_sigma: the schedule's first sigma, in [0, 1].
+        pin_memory: whether the host allows page-locked memory; CUDA devices use it.
     """
 
-    def __init__(self, seed: int, batch_index: Sequence[int], first_sigma: float = 1.0) -> None:
+    def __init__(
+        self, seed: int, batch_index: Sequence[int], first_sigma: float = 1.0, pin_memory: bool = True
+    ) -> None:
         seed = checked_number("seed", seed, 0, MAX_SEED, whole=True)
+        self._pin_memory = pin_memory
         start = round((1.0 - first_sigma) * 2**16) * 2**12
         self._generators = [
             torch.Generator("cpu").manual_seed((seed + (1 + index + start) * STRIDE) % 2**64) for index in batch_index
         ]
 
     def draw(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        """The next float32 noise of ``shape`` [B, ...] on ``device``, without waiting for it."""
-        white = torch.empty(tuple(shape), dtype=torch.float32, device="cpu", pin_memory=device.type == "cuda")
+        """The next float32 noise of ``shape`` [B, ...] on ``device``, without waiting for a CUDA device.
+
+        Only pinned memory is copied asynchronously: PyTorch keeps it until the copy has ended. Pageable memory is free
+        again when this returns, and a copy that still runs would read whatever comes next.
+        """
+        pinned = self._pin_memory and device.type == "cuda"
+        white = torch.empty(tuple(shape), dtype=torch.float32, device="cpu", pin_memory=pinned)
         for image, generator in zip(white, self._generators, strict=True):
-            torch.randn(image.shape, generator=generator, out=image)
-        return white.to(device, non_blocking=True)
+            image.normal_(generator=generator)
+        return white.to(device, non_blocking=pinned)

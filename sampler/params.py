@@ -17,7 +17,11 @@ from typing import Any
 PREFIX = "cns_"
 SWITCH = "enable_cns"
 SWITCH_HELP = "Turn Colored Noise Sampling on. Off, every cns_ value is ignored and sampling is plain Euler."
-GUIDED_ADVICE = "For a base model with real guidance the endpoint advises divider 25 and energy 0.998."
+GUIDED_DIVIDER, GUIDED_ENERGY = 25.0, 0.998  # what the endpoint advises for a base model with real guidance
+GUIDED_ADVICE = (
+    "For a base model with real guidance the endpoint advises "
+    f"divider {GUIDED_DIVIDER:g} and energy {GUIDED_ENERGY:g}."
+)
 
 
 def number(default: Any, low: float, high: float, step: float, meaning: str) -> Any:

@@ -39,7 +39,7 @@ class ProgressMatrix:
     def __post_init__(self) -> None:
         values, t = (
             part if part.is_floating_point() else part.float()
-            for part in (torch.as_tensor(self.values), torch.as_tensor(self.t))
+            for part in (torch.as_tensor(self.values, device="cpu"), torch.as_tensor(self.t, device="cpu"))
         )
         if values.ndim != 2 or t.ndim != 1 or len(values) != len(t) or values.shape[1] < 2 or len(t) < 2:
             raise ValueError(
@@ -56,8 +56,8 @@ class ProgressMatrix:
                 f"progress t must rise within 0 to 1, flow time of each row; found {float(t[0]):.4g} to "
                 f"{float(t[-1]):.4g}."
             )
-        object.__setattr__(self, "values", values.detach().cpu())
-        object.__setattr__(self, "t", t.detach().cpu())
+        object.__setattr__(self, "values", values.detach())
+        object.__setattr__(self, "t", t.detach())
 
     def at(self, t: float, num_bins: int) -> Tensor:
         """γ of every band at flow time t: linear between rows, bands resampled by normalised radius.
@@ -95,7 +95,7 @@ class ProgressMatrix:
         try:
             tensors = _read_tensors(path)
             gamma = tensors["gamma"].float() if tensors["gamma"].dtype != torch.float64 else tensors["gamma"]
-            t = tensors.get("t", torch.linspace(0, 1, len(gamma)))
+            t = tensors.get("t", torch.linspace(0, 1, len(gamma), device="cpu"))
             return cls(gamma, t, path.name)
         except (OSError, EOFError, KeyError, ValueError, RuntimeError, TypeError, _safetensors_error()) as error:
             reason = "it holds no tensor named 'gamma'" if isinstance(error, KeyError) else str(error).rstrip(".")
@@ -114,13 +114,13 @@ def shipped_progress(name: str = UNGUIDED) -> ProgressMatrix:
     """
     if name not in FITS:
         raise ValueError(f"progress {name!r} is not shipped; shipped are {', '.join(FITS)}.")
-    t = torch.linspace(0, 1, 250, dtype=torch.float64)
+    t = torch.linspace(0, 1, 250, dtype=torch.float64, device="cpu")
     return ProgressMatrix(torch.from_numpy(fitted_gamma(t.numpy(), FITS[name])), t, name)
 
 
 def approximation() -> ProgressMatrix:
     """γ = t for every band."""
-    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")
     return ProgressMatrix(t[:, None].expand(2, 2), t)
 
 
@@ -143,7 +143,8 @@ def reference_progress(latents: Tensor | Sequence[Tensor], patch_size: int, num_
     bands, measured = np.arange(num_bins), ~np.ma.getmaskarray(spectra)
     power = torch.from_numpy(np.interp(bands, bands[measured], spectra[measured]))
     # rows even in log-SNR follow the steep rise of strong bands near t = 0
-    t = torch.cat([torch.zeros(1), torch.sigmoid(torch.linspace(-14, 14, 1023, dtype=torch.float64)), torch.ones(1)])
+    t = torch.sigmoid(torch.linspace(-14, 14, 1023, dtype=torch.float64, device="cpu"))
+    t = torch.cat([t.new_zeros(1), t, t.new_ones(1)])
     signal = t[:, None] ** 2 * power
     wiener = torch.where(power > 0, signal / (signal + (1 - t[:, None]) ** 2).clamp(min=1e-300), 0.0)
     return ProgressMatrix((2 * wiener.sqrt() - wiener).clamp(0, 1), t)
@@ -180,7 +181,7 @@ def _band_spectrum(latent: Tensor, patch_size: int, num_bins: int) -> np.ndarray
     power = torch.fft.fft2(grid, norm="ortho").abs().square().flatten(0, -3).mean(0)
     height, width = power.shape
     index, count = radial_bands(height, width, num_bins)
-    mirrored = torch.arange(width)
+    mirrored = torch.arange(width, device="cpu")
     mirrored = torch.minimum(mirrored, width - mirrored)  # the rfft half holds every |fx|
     total = torch.bincount(index[:, mirrored].flatten(), weights=power.flatten(), minlength=num_bins)
     return torch.where(count > 0, total / count, torch.nan).numpy()

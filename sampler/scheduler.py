@@ -21,7 +21,7 @@ from torch import Tensor
 from .noise import MAX_SEED
 from .params import CNSParams, checked_number, public_name
 from .progress import ProgressMatrix
-from .sampling import CNSRun
+from .sampling import CNSRun, is_plain
 
 
 class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
@@ -117,7 +117,7 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
 
     def set_sigmas(self, sigmas: np.ndarray | Sequence[float], device: str | torch.device | None = None) -> None:
         """Set the schedule as it stands, where `set_timesteps` would shift it: [steps + 1], ending at 0."""
-        self.sigmas = torch.as_tensor(np.asarray(sigmas), dtype=torch.float32, device=device)
+        self.sigmas = torch.as_tensor(np.asarray(sigmas), dtype=torch.float32, device=device or "cpu")
         self.timesteps = self.sigmas[:-1] * self.config.num_train_timesteps
         self.num_inference_steps = len(self.timesteps)
         self._step_index = self._begin_index = None
@@ -152,17 +152,8 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
             self._init_step_index(timestep)
             self._first = self.step_index
             self._size = self._grid_size(sample)
-            self._run = CNSRun(
-                self.params,
-                self.sigmas[self._first :],
-                self._to_grid(sample).shape,
-                sample.device,
-                progress=self._progress,
-                patch_size=self.config.patch_size or (2 if sample.ndim == 3 else 1),
-                seed=self._seed,
-                batch_index=self._batch_index,
-            )
-        if self._run.plain:
+            self._run = None if is_plain(self.params) else self._start(sample)
+        if self._run is None:
             return super().step(
                 model_output, timestep, sample, per_token_timesteps=per_token_timesteps, return_dict=return_dict
             )
@@ -174,6 +165,18 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
         previous = (x.flatten(2).transpose(1, 2) if sample.ndim == 3 else x).to(model_output.dtype)
         self._step_index += 1
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=previous) if return_dict else (previous,)
+
+    def _start(self, sample: Tensor) -> CNSRun:
+        return CNSRun(
+            self.params,
+            self.sigmas[self._first :],
+            self._to_grid(sample).shape,
+            sample.device,
+            progress=self._progress,
+            patch_size=self.config.patch_size or (2 if sample.ndim == 3 else 1),
+            seed=self._seed,
+            batch_index=self._batch_index,
+        )
 
     def _to_grid(self, sample: Tensor) -> Tensor:
         if sample.ndim != 3:

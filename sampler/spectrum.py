@@ -7,7 +7,6 @@ grid, so noise is coloured there and packed again (DESIGN: "Where it is coloured
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -49,7 +48,6 @@ def patchify(grid: Tensor, patch_size: int) -> Tensor:
     return split.permute(0, 1, 3, 5, 2, 4).reshape(batch, -1, height // patch_size, width // patch_size)
 
 
-@lru_cache(maxsize=32)
 def radial_bands(height: int, width: int, num_bins: int) -> tuple[Tensor, Tensor]:
     """Band of every mode, and how many modes of the full FFT grid each band has.
 
@@ -89,7 +87,7 @@ def band_power(params: CNSParams, gamma_row: Tensor, alpha: float, count: Tensor
         float64 [bins].
     """
     residual = (1.0 - gamma_row.double() / params.gamma_divider).clamp(min=0.0)
-    position = torch.linspace(0.0, 1.0, len(gamma_row), dtype=torch.float64)
+    position = torch.linspace(0.0, 1.0, len(gamma_row), dtype=torch.float64, device=gamma_row.device)
     tilt = torch.exp(alpha * position) if params.alpha_use_fnorm else torch.ones_like(position)
     if params.formula == "authors":
         residual, tilt = residual ** (2 * params.power_gamma), tilt ** (2 * params.power_gamma)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from klein_cns import cli
 from klein_cns.klein import KleinRequest
 from klein_cns.sampler import CNSParams
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_lora import write_lora
 
 QUICK = ["--model", "tiny", "--device", "cpu", "--num-inference-steps", "2", "--seed", "3"]
@@ -196,6 +197,59 @@ def test_output_places_that_cannot_be_written_are_refused_before_the_model_is_lo
     for output, says in ((tmp_path / "folder.png", "is a folder"), (cat / "a.png", "cannot be written")):
         status, _, err = klein("generate", "-p", "x", "-o", output, "--model", "nowhere")
         assert status == 1 and says in err and "nowhere" not in err
+
+
+def test_everything_about_the_files_is_refused_before_the_model_is_looked_for(klein, tmp_path, monkeypatch):
+    """With several pictures each of their names counts; what is written first has a longer one."""
+    (tmp_path / "taken-2.png").mkdir()
+    long = tmp_path / f"{'n' * 250}.png"  # 254 characters; with .part it has more than the 255 that are allowed
+    protected = tmp_path / "protected.png"
+    protected.write_bytes(b"mine")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != protected)  # root may write everywhere
+    for output, extra, says in (
+        (tmp_path / "taken.png", ["--num-images", "2"], "taken-2.png is a folder"),
+        (long, [], "cannot be written (File name too long)"),
+        (protected, [], "is protected against writing"),
+    ):
+        status, out, err = klein("generate", "-p", "x", "-o", output, "--model", "nowhere", *extra)
+        assert status == 1 and out == "" and says in err and "nowhere" not in err, err
+    assert protected.read_bytes() == b"mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["protected.png", "taken-2.png"]
+    monkeypatch.delitem(Image.SAVE, "WEBP")
+    monkeypatch.setattr(Image, "init", lambda: None)
+    status, _, err = klein("generate", "-p", "x", "-o", tmp_path / "a.webp", "--model", "nowhere")
+    assert status == 1 and "output_format is webp, which this Pillow was built without; choose png" in err
+
+
+def test_a_name_that_is_no_unicode(klein, cat, tmp_path):
+    """As a file from an older system has it; the picture is made, its name printed, and its parameters kept."""
+    picture, output = cat.with_name("caf\udce9.png"), tmp_path / "th\udce9.png"
+    picture.write_bytes(cat.read_bytes())
+    status, out, err = klein("edit", picture, "-p", "x", "-o", output, *QUICK, "--image-size", "64x64")
+    assert status == 0, err
+    assert out.strip() == str(tmp_path / "th\\udce9.png")
+    assert parameters(output)["images"] == ["caf\udce9.png"]
+
+
+def test_a_report_reaches_a_pipe_of_any_encoding(tmp_path, pipeline):
+    """Windows gives pipes its own code page, which has no γ."""
+    file = tmp_path / "γ 猫.safetensors"
+    write_lora(file, pipeline, seed=1)
+    save_file(load_file(file), file, metadata={"trigger_words": "猫 γ"})
+    for encoding in ("cp1252", "ascii", "utf-8"):
+        done = subprocess.run(
+            [sys.executable, "-m", "klein_cns.cli", "lora", str(file)],
+            env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, timeout=120,
+        )
+        assert done.returncode == 1 and b"modules apply" in done.stdout, done.stderr
+        words, name = (text.encode(encoding, "backslashreplace") for text in ("猫 γ", file.name))
+        assert b"trigger words: " + words in done.stdout and name in done.stderr
+
+
+def test_settings_that_can_hardly_be_meant_are_named(klein, tmp_path):
+    wild = ["--enable-cns", "--cns-s-churn", "2", "--cns-energy-scale", "1.5"]
+    status, _, err = klein("generate", "-p", "x", "-o", tmp_path / "a.png", *QUICK, "--image-size", "64x64", *wild)
+    assert status == 0 and "cns_s_churn 2 with cns_energy_scale 1.5 adds more noise than the model removes" in err
 
 
 def test_positional_pictures_replace_those_of_the_file(klein, cat, tmp_path):

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from klein_cns.klein import KleinPipeline, flux2_sigmas, tiny
+from klein_cns.klein import KleinPipeline, KleinRequest, flux2_sigmas, tiny
+from klein_cns.klein.loading import default_device
 from klein_cns.klein.prompts import encode_prompt
 from klein_cns.klein.references import to_pixels
 from klein_cns.sampler import CNSParams, shipped_progress
@@ -288,6 +289,42 @@ def test_a_device_that_is_not_there_and_weights_that_are_cut(tmp_path):
         weights.write_bytes(weights.read_bytes()[:1000])
         with pytest.raises(ValueError, match="cannot be loaded .*download its folder again"):
             KleinPipeline.from_pretrained(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize("there", ["cuda", "xpu", "mps", None])
+def test_the_accelerator_of_any_maker_is_chosen(monkeypatch, there):
+    for name, backend in (("cuda", torch.cuda), ("xpu", torch.xpu), ("mps", torch.backends.mps)):
+        monkeypatch.setattr(backend, "is_available", lambda name=name: name == there)
+    assert default_device().type == (there or "cpu")
+
+
+def test_a_device_that_fails_without_a_word(monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError
+
+    monkeypatch.setattr(torch, "empty", fail)
+    with pytest.raises(ValueError, match=r"device 'cuda' cannot be used \(RuntimeError\); leave it out"):
+        KleinPipeline.from_pretrained("tiny", device="cuda")
+
+
+NAMES = ["cat.png", "caf\udce9.png", "猫 ☂.png", "a\nb.png"]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_any_file_name_reaches_the_pngs_parameters(pipeline, photo, tmp_path, name):
+    """Also one that is not UTF-8, which Python holds as half characters."""
+    photo.save(tmp_path / name, "PNG")
+    result = edit(pipeline, [tmp_path / name], num_inference_steps=1)
+    (path,) = result.save(tmp_path / f"out {name}")
+    with Image.open(path) as image:
+        assert json.loads(image.text["klein_cns"]) == result.parameters
+    assert result.parameters["images"] == [name]
+
+
+def test_half_of_a_character_in_a_prompt_is_refused(pipeline):
+    for name in ("prompt", "negative_prompt"):
+        with pytest.raises(ValueError, match=f"{name} holds half of a character"):
+            KleinRequest(**{"prompt": "x", name: "caf\udce9"})
 
 
 def test_saving_the_tiny_klein_leaves_other_files_alone(tmp_path):

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from klein_cns.klein import flux2_sigmas
-from klein_cns.sampler import CNSParams, CNSRun, reference_progress, sample_cns, shipped_progress
+from klein_cns.sampler import CNSParams, CNSRun, ProgressMatrix, reference_progress, sample_cns, shipped_progress
 from klein_cns.sampler.noise import NoiseStreams
 from klein_cns.sampler.solvers import SOLVERS
 from test_spectrum import PARAMS
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SIGMAS = torch.from_numpy(flux2_sigmas(8, 64))
 SHAPE = (2, 128, 8, 8)
@@ -95,6 +96,64 @@ def test_the_default_dtype_of_torch_changes_nothing():
         assert torch.equal(run(x), expected)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("params", [*STOCHASTIC, CNSParams(gamma_source="approximation")])
+def test_the_default_device_of_torch_changes_nothing(params):
+    """Under meta a tensor made without a device has no values, so it would stop the run or change its result."""
+    x, sigmas, expected = noise(), SIGMAS, run(params=params)
+    reference = reference_progress(x, 2).values
+    torch.set_default_device("meta")
+    try:
+        assert torch.equal(run(x, sigmas, params=params), expected)
+        assert torch.equal(reference_progress(x, 2).values, reference)
+        own = ProgressMatrix([[0.0, 0.0], [1.0, 1.0]], [0.0, 1.0])
+        assert own.at(0.25, 2).tolist() == [0.25, 0.25]
+    finally:
+        torch.set_default_device(None)
+
+
+class Copies(TorchDispatchMode):
+    """Every copy to another device: (pinned source, asynchronous)."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and "device" in kwargs:
+            self.seen.append((args[0].is_pinned(), bool(kwargs.get("non_blocking"))))
+        return func(*args, **kwargs)
+
+
+def test_pageable_memory_is_never_copied_asynchronously():
+    """It is free again when the draw returns; MPS, XPU and DirectML then read what came after it."""
+    with Copies() as copies:
+        NoiseStreams(1, [0, 1]).draw(SHAPE, torch.device("meta"))
+    assert copies.seen == [(False, False)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("allowed", [True, False])
+def test_cuda_copies_are_asynchronous_where_the_host_allows_pinned_memory(allowed):
+    with Copies() as copies:
+        NoiseStreams(1, [0, 1], pin_memory=allowed).draw(SHAPE, torch.device("cuda"))
+    assert copies.seen == [(allowed, allowed)]
+
+
+@pytest.mark.parametrize("params", STOCHASTIC, ids=lambda params: params.solver)
+def test_a_first_sigma_that_rounding_put_above_1_counts_as_1(params):
+    """``shift * t / (1 + (shift - 1) * t)`` in float32 at t = 1, as ComfyUI and diffusers compute it."""
+    shifts = torch.linspace(0.1, 15.0, 1491)
+    first = shifts * 1.0 / (1 + (shifts - 1) * 1.0)
+    above = first[first > 1]
+    assert len(above) > 5
+    for sigma in (*above.unique().tolist(), 1.0000008, 1.000009):
+        sigmas = torch.cat([torch.tensor([sigma]), SIGMAS[1:]])
+        torch.testing.assert_close(run(sigmas=sigmas, params=params), run(params=params), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="the 9 sigmas go from 1.00002 to 0"):
+        run(sigmas=torch.cat([torch.tensor([1.00002]), SIGMAS[1:]]), params=params)
 
 
 def test_energy_scale_scales_the_injected_noise_exactly():

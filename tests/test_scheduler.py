@@ -149,6 +149,36 @@ def test_an_unpacked_pipeline_needs_no_size(seed):
         assert x.shape == shape and bool(x.isfinite().all())
 
 
+@pytest.mark.parametrize("shift", [0.54, 0.55, 1.0, 2.02, 3.0])
+def test_a_shift_that_rounds_the_first_sigma_above_1(shift):
+    """At 0.54 it is 1.0000001."""
+    scheduler = FlowMatchCNSScheduler(shift=shift)
+    scheduler.set_timesteps(4)
+    x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(0.3 * x, timestep, x).prev_sample
+    assert bool(x.isfinite().all())
+
+
+def test_the_default_device_of_torch_changes_nothing():
+    x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def run():
+        scheduler = FlowMatchCNSScheduler()
+        scheduler.set_sigmas([1.0, 0.8, 0.4, 0.0])
+        latent = x
+        for timestep in scheduler.timesteps:
+            latent = scheduler.step(0.3 * latent, timestep, latent).prev_sample
+        return latent
+
+    expected = run()
+    torch.set_default_device("meta")
+    try:
+        assert torch.equal(run(), expected)
+    finally:
+        torch.set_default_device(None)
+
+
 def test_img2img_starts_within_the_schedule(seed):
     scheduler = FlowMatchCNSScheduler()
     scheduler.set_timesteps(6)

@@ -228,9 +228,56 @@ class ProbeGive:
         return ([tuple(entry) if isinstance(entry, list) else entry for entry in stack],)
 
 
+class ProbeText:
+    """A text that any input takes, also a combo, as other packs' switches and pickers give one."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "give", ("*",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"text": ("STRING", {})}}
+
+    def give(self, text):
+        return (text,)
+
+
+class ProbeSpoil:
+    """CONDITIONING changed in place: its tensors, its options and its lists."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "spoil", ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"conditioning": ("CONDITIONING",)}}
+
+    def spoil(self, conditioning):
+        for tensor, options in conditioning:
+            tensor.mul_(-1)
+            for latent in options.get("reference_latents", []):
+                latent.mul_(-1)
+            options.get("reference_latents", []).clear()
+            options["strength"] = 0.5
+        return (conditioning,)
+
+
+class ProbeHungry:
+    """MODEL whose first call asks for more memory than there is."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "starve", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def starve(self, model):
+        model = model.clone()
+        model.set_model_unet_function_wrapper(lambda apply, call: torch.empty(2**50))
+        return (model,)
+
+
 NODES = (
     ProbeSave, ProbeLoad, ProbeCount, ProbeReport, ProbeReload, ProbeSlow, ProbeNothing, ProbeFlux1, ProbeSigmas,
-    ProbeModules, ProbeStack, ProbeGive,
+    ProbeModules, ProbeStack, ProbeGive, ProbeText, ProbeSpoil, ProbeHungry,
 )  # fmt: skip
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
 torch.set_num_threads(2)

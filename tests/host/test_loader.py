@@ -178,3 +178,13 @@ def test_weight_dtype_and_the_text_encoder_on_the_cpu(server, plain):
     prompt = one_step("dtype", weight_dtype="fp8_e4m3fn", text_encoder_device="cpu")
     found = result(server, prompt)
     assert 0 < float((found - plain).norm() / plain.norm()) < 0.2
+
+
+@pytest.mark.parametrize("name", ["diffusers/C:/tiny/transformer", "diffusers/tiny-klein/../C:/tiny/transformer"])
+def test_a_drive_in_a_name_does_not_leave_the_folder(server, name):
+    """On Windows ``C:`` in the middle of a path starts it anew; here a folder of that name stands for the drive."""
+    drive = server.base / "models" / "diffusers" / "C:"
+    drive.mkdir(exist_ok=True)
+    if not (drive / "tiny").exists():
+        (drive / "tiny").symlink_to(server.base / "models" / "diffusers" / "tiny-klein")
+    assert f"{name!r} does not exist" in failure(server, one_step("drive", diffusion_model=name))

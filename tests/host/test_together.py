@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
+from dataclasses import replace
+
 import pytest
 import torch
 from comfy_graph import custom_sampling, failure, give, graph, latents, made, node, result
@@ -203,6 +207,59 @@ def test_a_gamma_file_of_the_user(server):
     assert not torch.allclose(replaced, shipped, atol=1e-3)
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_gamma_file_runs_the_node_again_only_when_it_changes(server, linked):
+    file = server.base / "models" / "cns_gamma" / "kept.safetensors"
+    shipped_progress("sit_xl2_unguided").save(file)
+    prompt = latents(f"kept{linked}", params=CNS, sampler={"cns_gamma_file": "kept.safetensors"})
+    if linked:
+        prompt["text"] = node("ProbeText", text="kept.safetensors")
+        prompt["sample"]["inputs"]["cns_gamma_file"] = ["text", 0]
+
+    def cached():
+        messages = dict(server.run(prompt)["status"]["messages"])
+        return "sample" in messages["execution_cached"]["nodes"]
+
+    cached()
+    assert cached()
+    approximation().save(file)
+    os.utime(file, ns=(1, 1))
+    assert not cached()
+    assert cached()
+
+
+def test_only_files_that_can_hold_a_matrix_are_listed(server):
+    folder = server.base / "models" / "cns_gamma"
+    for name in ("notes.txt", "card.png", "mine.json", "upper.SAFETENSORS", "old.pt"):
+        (folder / name).write_bytes(b"")
+    time.sleep(1)  # ComfyUI looks at the folder's time
+    info = server.get("/object_info/CNSKSampler")["CNSKSampler"]["input"]["required"]["cns_gamma_file"]
+    assert {"upper.SAFETENSORS", "old.pt"} <= set(_options(info))
+    assert not {"notes.txt", "card.png", "mine.json"} & set(_options(info))
+
+
+@pytest.mark.parametrize("name", ["C:/kept.safetensors", "../cns_gamma/kept.safetensors", "/kept.safetensors", ""])
+def test_a_gamma_file_outside_its_folder_does_not_exist(server, name):
+    says = failure(server, latents("outside", params=CNS, sampler={"cns_gamma_file": name}))
+    assert f"cns_gamma_file {name!r} does not exist; put it into models/cns_gamma/" in says
+
+
+def test_settings_that_can_hardly_be_meant_are_named_on_the_node(server):
+    """On CNS KSampler and, through SamplerCustomAdvanced, on CNS Sampler; plain settings say nothing."""
+    guided = replace(CNS, gamma_divider=25.0, energy_scale=0.998)
+    wild = replace(guided, s_churn=2.0, energy_scale=1.5)
+    surplus = "cns_s_churn 2 with cns_energy_scale 1.5 adds more noise than the model removes, at 3 of 3 steps"
+    unguided = "cns_gamma_divider 1.73 and cns_energy_scale 0.98 are meant for sampling without guidance, and cfg is 5"
+    for params, says in ((guided, []), (wild, [surplus]), (CNS, [unguided]), (replace(CNS, enable_cns=False), [])):
+        texts = server.watch(latents("told", params=params, sampler={"seed": 41})).texts
+        found = [text for text in texts if "meant" in text or "removes" in text]
+        assert len(found) == len(says) and all(words in text for text, words in zip(found, says, strict=True)), found
+    texts = server.watch(custom_sampling("told", params=wild)).texts
+    assert any("adds more noise than the model removes" in text for text in texts)
+    texts = server.watch(latents("told", params=CNS, sampler={"cfg": 1.0})).texts
+    assert not any("meant" in text for text in texts)
+
+
 def test_wrong_numbers_are_refused_with_their_range(server):
     for sampler, says in (
         ({"cns_gamma_divider": float("nan")}, "cns_gamma_divider"),
@@ -214,3 +271,8 @@ def test_wrong_numbers_are_refused_with_their_range(server):
         ({"denoise": 0.01, "steps": 150}, "denoise is 0.01 at 150 steps, which leaves nothing to do"),
     ):
         assert says in failure(server, latents("wrong", params=CNS, sampler=sampler))
+
+
+def _options(info):
+    """The options of a combo in /object_info, in either of ComfyUI's forms."""
+    return info[1]["options"] if info[0] == "COMBO" else info[0]
