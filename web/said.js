@@ -44,6 +44,7 @@ function show(node, text) {
       boxSizing: "border-box", overflow: "auto", padding: "6px 8px", borderRadius: "6px", outline: "none",
       background: "var(--comfy-input-bg)", color: "var(--input-text)", font: `11px/${LINE}px sans-serif`,
       whiteSpace: "pre-wrap", overflowWrap: "anywhere", userSelect: "text",
+      contain: "size", // Nodes 2.0 makes a node as tall as what is in it; a long text scrolls
     });
     widget = node.addDOMWidget(SAID, "klein_said", box, {
       serialize: false,

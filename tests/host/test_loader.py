@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,7 @@ def test_the_default_is_a_usual_file_that_is_there(fresh):
     second = WANTED["vae"].sources[1][0]
     file = fresh.base / "models" / "vae" / second
     file.write_bytes(b"")
+    time.sleep(1)  # ComfyUI keeps a list for half a second
     info = fresh.get("/object_info/KleinBaseLoader")["KleinBaseLoader"]["input"]["required"]["vae"][1]
     file.unlink()
     assert (info["options"], info["default"]) == ([second], second)

@@ -49,4 +49,5 @@ def test_an_error_has_no_path_whatever_the_clone_is_called(server, fresh):
     for link in [*links, "models/loras/bad.safetensors"]:
         (fresh.base / link).unlink()
     assert text.startswith("ValueError: LoRA bad.safetensors is no safetensors file")
-    assert fresh.log.read_text().count("LoRA bad.safetensors is no safetensors file") == 2, "ComfyUI's own line and the traceback"
+    twice = "ComfyUI's own line and the end of the traceback"
+    assert fresh.log.read_text().count("LoRA bad.safetensors is no safetensors file") == 2, twice

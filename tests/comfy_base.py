@@ -1,13 +1,12 @@
-"""A ComfyUI server with this pack and tiny klein files, for the whole session; skipped where there is none."""
+"""Base folders of a ComfyUI for tests: this pack, the probe nodes, and the files of a tiny klein."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-import pytest
 import torch
-from comfy_host import ROOT, Server
+from comfy_host import ROOT
 from klein_cns.klein import KleinPipeline, tiny
 from klein_cns.klein.architecture import WANTED
 from klein_cns.klein.convert import diffusers_to_bfl
@@ -17,8 +16,7 @@ from safetensors.torch import load_file, save_file
 QWEN_IDS = 151936  # of ComfyUI's Qwen tokenizer
 
 
-@pytest.fixture(scope="session")
-def host_pipeline(comfyui):
+def tiny_pipeline(comfyui: Path) -> KleinPipeline:
     """The tiny klein with the vocabulary and the tokenizer of ComfyUI."""
     from transformers import Qwen2TokenizerFast
 
@@ -26,31 +24,10 @@ def host_pipeline(comfyui):
     table = torch.randn(QWEN_IDS, pipe.text_encoder.config.hidden_size, generator=torch.Generator().manual_seed(1))
     pipe.text_encoder.resize_token_embeddings(QWEN_IDS, mean_resizing=False)
     pipe.text_encoder.model.embed_tokens.weight.data = table
-    tokenizer = Qwen2TokenizerFast.from_pretrained(comfyui[0] / "comfy" / "text_encoders" / "qwen25_tokenizer")
+    tokenizer = Qwen2TokenizerFast.from_pretrained(comfyui / "comfy" / "text_encoders" / "qwen25_tokenizer")
     tokenizer.chat_template = CHAT_TEMPLATE
     pipe.register_modules(tokenizer=tokenizer)
     return KleinPipeline(pipe, "tiny")
-
-
-@pytest.fixture(scope="session")
-def server(comfyui, host_pipeline, tmp_path_factory):
-    """The running server; its ``base`` holds models, input and output."""
-    base = tmp_path_factory.mktemp("comfy")
-    make_base(base, "klein-cns")
-    write_models(host_pipeline, base / "models")
-    running = Server(*comfyui, base)
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="session")
-def fresh(comfyui, tmp_path_factory):
-    """A server as a newcomer has it: no model files. The clone's folder has a name of its own."""
-    base = tmp_path_factory.mktemp("fresh")
-    make_base(base, "klein_cns-main (2)")
-    running = Server(*comfyui, base)
-    yield running
-    running.stop()
 
 
 def make_base(base: Path, clone: str) -> None:
@@ -59,7 +36,7 @@ def make_base(base: Path, clone: str) -> None:
     for name in ("custom_nodes", "input", "output", *(f"models/{one}" for one in folders)):
         (base / name).mkdir(parents=True)
     (base / "custom_nodes" / clone).symlink_to(ROOT)
-    shutil.copy(Path(__file__).parent / "probe_nodes.py", base / "custom_nodes")
+    shutil.copy(Path(__file__).parent / "host" / "probe_nodes.py", base / "custom_nodes")
 
 
 def write_models(pipeline: KleinPipeline, models: Path) -> None:
