@@ -10,6 +10,7 @@ from .cns_ksampler import CNSKSampler
 from .cns_sampler import CNSSampler
 from .decode import KleinDecode
 from .edit_conditioner import KleinEditConditioner
+from .errors import with_plain_errors
 from .fal_edit import KleinFalEdit
 from .lora_stack import KleinLoraStack
 from .route import KleinRoute
@@ -22,4 +23,4 @@ class KleinExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         local = [KleinBaseLoader, KleinLoraStack, KleinEditConditioner, CNSKSampler, CNSSampler, KleinDecode]
-        return [*local, KleinFalEdit, KleinRoute]
+        return [with_plain_errors(node) for node in (*local, KleinFalEdit, KleinRoute)]

@@ -12,7 +12,7 @@ from ..weights.architecture import KLEIN_9B
 from ..weights.components import WANTED, check_pair, check_text_encoder, check_transformer, check_vae
 from . import model_files
 from .cns_inputs import CATEGORY
-from .messages import show
+from .messages import SAYS, said
 
 DEVICES = ["default", "cpu"]
 
@@ -42,7 +42,7 @@ class KleinBaseLoader(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
-            hidden=[io.Hidden.unique_id],
+            **SAYS,
         )
 
     @classmethod
@@ -64,19 +64,19 @@ class KleinBaseLoader(io.ComfyNode):
         if transformer.distilled:
             texts.append(f"{diffusion_model} is the distilled klein, made for 4 steps at cfg 1, not Base.")
             logging.warning("klein-cns: %s", texts[-1])
-        if texts:
-            show(cls.hidden.unique_id, "\n".join(texts))
         return io.NodeOutput(
             model_files.load_transformer(paths["transformer"], transformer, weight_dtype),
             model_files.load_text_encoder(paths["text_encoder"], encoder, text_encoder_device),
             model_files.load_vae(paths["vae"], picture),
+            ui=said(*texts),
         )
 
 
 def _combo(name: str, kind: str) -> io.Input:
-    wanted = WANTED[kind]
+    wanted, options = WANTED[kind], model_files.choices(kind)
+    usual = [file for file, _ in wanted.sources]
     return io.Combo.Input(
-        name, options=model_files.choices(kind),
+        name, options=options, default=next((file for file in usual if file in options), usual[0]),
         tooltip=f"{wanted.what}: a file of models/{wanted.folder}/, or a diffusers folder of models/diffusers/.",
     )
 

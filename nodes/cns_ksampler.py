@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import comfy.sample
@@ -16,16 +15,9 @@ from comfy_extras.nodes_flux import get_schedule
 from ..klein.schedules import SCHEDULES, log_snr_sigmas
 from ..sampler import CNSParams, ProgressMatrix, reference_progress
 from ..sampler.params import checked_number
-from .cns_inputs import (
-    CATEGORY,
-    cns_inputs,
-    gamma_stamp,
-    load_progress,
-    patch_size,
-    solver_input,
-)
+from .cns_inputs import CATEGORY, cns_inputs, gamma_stamp, load_progress, patch_size, solver_input
 from .cns_sampler import sample
-from .messages import show
+from .messages import SAYS, said
 
 EMPTY_RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # what ComfyUI's empty latents carry
 MAX_GRID = 1_000_000  # steps of a whole schedule, of which the last are run
@@ -72,7 +64,7 @@ class CNSKSampler(io.ComfyNode):
                 io.Latent.Output(display_name="latent"),
                 io.Latent.Output(display_name="denoised", tooltip="The last prediction of the finished picture."),
             ],
-            hidden=[io.Hidden.unique_id],
+            **SAYS,
         )
 
     @classmethod
@@ -116,12 +108,9 @@ class CNSKSampler(io.ComfyNode):
         sigmas = make_sigmas(model, scheduler, steps, denoise, samples)
         batch_index = latent.get("batch_index")
         noise = comfy.sample.prepare_noise(samples, seed, batch_index)
+        told: list[str] = []
         options = {
-            "params": params,
-            "solver": solver,
-            "progress": progress,
-            "batch_index": batch_index,
-            "tell": partial(show, cls.hidden.unique_id),
+            "params": params, "solver": solver, "progress": progress, "batch_index": batch_index, "tell": told.append,
         }
         x0: dict[str, torch.Tensor] = {}
         result = comfy.sample.sample_custom(
@@ -132,7 +121,7 @@ class CNSKSampler(io.ComfyNode):
             seed=seed,
         )
         denoised = model.model.process_latent_out(x0["x0"].cpu()) if x0 else result
-        return io.NodeOutput({**latent, "samples": result}, {**latent, "samples": denoised})
+        return io.NodeOutput({**latent, "samples": result}, {**latent, "samples": denoised}, ui=said(*told))
 
 
 def make_sigmas(model: Any, scheduler: str, steps: int, denoise: float, samples: torch.Tensor) -> torch.Tensor:

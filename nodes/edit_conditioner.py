@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..klein.cache import TensorCache
 from ..klein.masks import fit_to_output, to_latent_mask
-from ..klein.references import MAX_REFERENCES, pad_edges, prepare_reference
+from ..klein.references import pad_edges, prepare_reference
 from ..klein.sizes import AUTO, DEFAULT_SIZE, IMAGE_SIZES, MAX_SIDE, MIN_SIDE, latent_size, output_size
 from ..sampler.params import checked_number
 from .cns_inputs import CATEGORY, FLUX2_CHANNELS
-from .messages import show
-from .pictures import check_latent, one_mask, split_pictures
+from .messages import SAYS, said
+from .pictures import check_latent, one_mask, picture_inputs, split_pictures
 
 CUSTOM = "custom"
 SIZE_KEY = "klein_size"  # (width, height) in the LATENT, for the decoder
@@ -47,14 +47,7 @@ class KleinEditConditioner(io.ComfyNode):
                 io.String.Input(
                     "negative_prompt", multiline=True, dynamic_prompts=True, default="", tooltip="What to avoid."
                 ),
-                io.Autogrow.Input(
-                    "images",
-                    template=io.Autogrow.TemplatePrefix(
-                        io.Image.Input("image", optional=True), prefix="image_", min=0, max=MAX_REFERENCES
-                    ),
-                    optional=True,
-                    tooltip="The pictures, in the order the prompt counts them. Every picture of a batch counts.",
-                ),
+                *picture_inputs("A picture to edit or to refer to."),
                 io.Mask.Input("mask", optional=True, tooltip="Where the first picture may change."),
                 io.Combo.Input(
                     "image_size", options=[AUTO, *IMAGE_SIZES, CUSTOM], default=AUTO,
@@ -78,7 +71,7 @@ class KleinEditConditioner(io.ComfyNode):
                 io.Conditioning.Output(display_name="negative"),
                 io.Latent.Output(display_name="latent"),
             ],
-            hidden=[io.Hidden.unique_id],
+            **SAYS,
         )
 
     @classmethod
@@ -93,12 +86,11 @@ class KleinEditConditioner(io.ComfyNode):
         height: int,
         num_images: int,
         reference_megapixels: float,
-        images: dict[str, Tensor] | None = None,
         mask: Tensor | None = None,
-        **more: Any,
+        **images: Tensor,
     ) -> io.NodeOutput:
         checked_number("reference_megapixels", reference_megapixels, 0.1, 4.0)
-        pictures = split_pictures(images or {}, more)
+        pictures, notes = split_pictures(images)
         first = (pictures[0].shape[-1], pictures[0].shape[-2]) if pictures else None
         size = output_size((width, height) if image_size == CUSTOM else image_size, first)
         references = [encode_picture(vae, prepare_reference(picture, reference_megapixels)) for picture in pictures]
@@ -112,9 +104,9 @@ class KleinEditConditioner(io.ComfyNode):
         if mask is not None:
             latent |= masked_latent(vae, pictures, one_mask(mask), image_size, num_images)
         if first and image_size == AUTO and size != first:
-            shown = f"{first[0]}x{first[1]} is scaled to {size[0]}x{size[1]}: a side has at most {MAX_SIDE} pixels."
-            show(cls.hidden.unique_id, shown)
-        return io.NodeOutput(*conditionings, latent)
+            was, now = (f"{width}x{height}" for width, height in (first, size))
+            notes.append(f"{was} is scaled to {now}: a side has at most {MAX_SIDE} pixels.")
+        return io.NodeOutput(*conditionings, latent, ui=said(*notes))
 
 
 def encode_picture(vae: Any, pixels: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from ..remote.fields import AUTO, CUSTOM, IMAGE_SIZES, MAX_IMAGES, MAX_LORAS, MA
 from ..sampler.params import CNSParams
 from .cns_inputs import CATEGORY, GAMMA_FILE, cns_inputs, cns_params, widget
 from .lora_stack import LoraStack, find, given_stack
-from .messages import show
-from .pictures import split_pictures
+from .messages import SAYS, said, show
+from .pictures import picture_inputs, split_pictures
 
 FOLDER = "klein_cns"  # in ComfyUI's user directory, as __klein_cns: no HTTP route reads it
 RESULTS = "klein_fal"  # in ComfyUI's output folder
@@ -46,15 +46,7 @@ class KleinFalEdit(io.ComfyNode):
                     io.String.Input(name, multiline=True, dynamic_prompts=True, default="", tooltip=_help(name))
                     for name in ("prompt", "negative_prompt")
                 ),
-                io.Autogrow.Input(
-                    "images",
-                    template=io.Autogrow.TemplatePrefix(
-                        io.Image.Input("image", optional=True), prefix="image_", min=0, max=MAX_IMAGES
-                    ),
-                    optional=True,
-                    tooltip=f"Up to {MAX_IMAGES} pictures, in the order the prompt counts them. Every picture of a "
-                    "batch counts. They are sent to fal.",
-                ),
+                *picture_inputs("A picture to edit or to refer to; it is sent to fal."),
                 LoraStack.Input(
                     "lora_stack", optional=True,
                     tooltip=f"LoRA files of this machine, from Klein LoRA Stack; at most {MAX_LORAS} with lora_urls.",
@@ -120,15 +112,18 @@ class KleinFalEdit(io.ComfyNode):
                 io.String.Output(display_name="result", tooltip="fal's whole response, as JSON."),
             ],
             hidden=[io.Hidden.unique_id],
+            **SAYS,
         )
 
     @classmethod
-    def execute(cls, images: dict[str, Tensor] | None = None, lora_stack: Any = None, **values: Any) -> io.NodeOutput:
+    def execute(cls, lora_stack: Any = None, **values: Any) -> io.NodeOutput:
         key, orders, runs = _remote()
-        more = {name: values.pop(name) for name in list(values) if name.startswith("images.")}
+        images = {name: values.pop(name) for name in list(values) if name.startswith("images.")}
         recovering = values["recover_request_id"].strip()
+        notes: list[str] = []
         try:
-            order = _order(orders, split_pictures(images or {}, more), lora_stack, values)
+            pictures, notes = split_pictures(images)
+            order = _order(orders, pictures, lora_stack, values)
         except (ValueError, RuntimeError):  # a request can be recovered without the inputs that it was made from
             if not recovering:
                 raise
@@ -149,11 +144,11 @@ class KleinFalEdit(io.ComfyNode):
             progress=progress,
         )
         cost = f"${collected.cost_usd:.4f}" if collected.cost_usd else "an earlier request, nothing is charged"
-        progress("\n".join([f"{cost}: {RESULTS}/{collected.files[0].name}", *collected.warnings]))
         return io.NodeOutput(
             [to_pixels(picture).movedim(1, -1) for picture in collected.images],
             values["seed"] if collected.seed is None else collected.seed,
             collected.request_id, collected.cost_usd, collected.response,
+            ui=said(f"{cost}: {RESULTS}/{collected.files[0].name}", *collected.warnings, *notes),
         )
 
 

@@ -17,7 +17,7 @@ from ..lora import MAX_LORAS, Report, load_lora
 from ..lora.read import stamp
 from .cns_inputs import CATEGORY
 from .lora_patches import APPLY, apply_updates, architecture_of
-from .messages import show
+from .messages import SAYS, said
 
 FOLDER = "loras"
 NONE = "none"
@@ -62,6 +62,7 @@ class KleinLoraStack(io.ComfyNode):
                 LoraStack.Output(display_name="lora_stack", tooltip="All LoRAs, for another stack or a remote run."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            **SAYS,
         )
 
     @classmethod
@@ -90,11 +91,8 @@ class KleinLoraStack(io.ComfyNode):
         else:
             model, reports = with_loras(model, stack, paths, apply)
             text = "\n".join(map(str, reports))
-        text = text or "no LoRA is chosen"
-        show(cls.hidden.unique_id, text)
-        return io.NodeOutput(
-            model, stack, ui={"text": [text], "klein_loras": [report.to_dict() for report in reports]}
-        )
+        reported = [report.to_dict() for report in reports]
+        return io.NodeOutput(model, stack, ui={**said(text or "no LoRA is chosen"), "klein_loras": reported})
 
 
 def is_used(prompt: Any, unique_id: str) -> bool:

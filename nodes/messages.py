@@ -1,10 +1,28 @@
-"""Words shown on a node while and after it runs."""
+"""Words on a node: a line while it runs, and what it said once it has run."""
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
+from comfy_api.latest import io
+
+# For the Schema of a node that says something: its words come again with a cached run (ComfyUI 0.19 and newer).
+SAYS: dict[str, Any] = {
+    name: True for name in ("has_intermediate_output",) if name in {field.name for field in fields(io.Schema)}
+}
+
 
 def show(unique_id: str, text: str) -> None:
-    """Show a line on the node, in both renderers."""
+    """Show a line on the node while it runs. It is gone with the page; what must be read later is `said`."""
     from server import PromptServer
 
     PromptServer.instance.send_progress_text(text, unique_id)
+
+
+def said(*lines: str) -> dict[str, list[str]]:
+    """The ``ui`` of a node's output that ``web/text.js`` shows on the node and saves with the workflow.
+
+    A node that may say something returns this in every run: without lines it clears what an earlier run said.
+    """
+    return {"text": list(lines)}

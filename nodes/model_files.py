@@ -29,10 +29,8 @@ WEIGHT_DTYPES = {  # ComfyUI's UNETLoader
 
 
 def choices(kind: str) -> list[str]:
-    """What a combo offers: the files of ComfyUI's folder, then ``diffusers/<folder>/<kind>``; never empty."""
-    wanted = WANTED[kind]
-    found = [*folder_paths.get_filename_list(wanted.folder), *_diffusers_parts(kind)]
-    return found or [wanted.sources[0][0]]
+    """What a combo offers: the files of ComfyUI's folder, then ``diffusers/<folder>/<kind>``; empty where none is."""
+    return [*folder_paths.get_filename_list(WANTED[kind].folder), *_diffusers_parts(kind)]
 
 
 def find(kind: str, name: str) -> Path | None:

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
 
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..klein.references import MAX_REFERENCES
 from .cns_inputs import FLUX2_CHANNELS
 
-SOCKET = re.compile(r"(?:images\.)?image_(\d+)")
+SOCKET = re.compile(r"(?:images\.)?image_(\d+)")  # ids count from 0, labels and prompts from 1
 
 
-def split_pictures(images: dict[str, Tensor], more: dict[str, Any]) -> list[Tensor]:
-    """Each picture [1, 3, H, W], in socket order; empty sockets are skipped, a batch counts each of its pictures.
+def picture_inputs(tooltip: str) -> list[io.Input]:
+    """A socket for each picture. The sockets are fixed, so that disconnecting one renumbers no other."""
+    counted = "The prompt counts the connected ones in this order, and each picture of a batch."
+    return [
+        io.Image.Input(
+            f"images.image_{socket}", display_name=_label(socket), optional=True, tooltip=f"{tooltip} {counted}"
+        )
+        for socket in range(MAX_REFERENCES)
+    ]
+
+
+def split_pictures(images: Mapping[str, Tensor | None]) -> tuple[list[Tensor], list[str]]:
+    """(each picture [1, 3, H, W] in socket order, lines for the node where the prompt counts otherwise).
+
+    The model and fal count pictures without gaps: an empty socket is skipped, and a batch counts each of its pictures.
 
     Args:
-        images: the growing sockets, as ComfyUI gives them.
-        more: what else the API was given: sockets beyond the last, or names that do not exist.
+        images: the sockets by their ids, and whatever else an API prompt linked.
 
     Raises:
         ValueError: more than four, no picture, or an unknown name.
     """
     sockets: dict[int, Tensor] = {}
-    for name, value in {**images, **more}.items():
+    for name, value in images.items():
         known = SOCKET.fullmatch(name)
         if known is None:
             raise ValueError(
@@ -32,17 +45,23 @@ def split_pictures(images: dict[str, Tensor], more: dict[str, Any]) -> list[Tens
             )
         if value is not None:
             sockets[int(known[1])] = value
-    pictures = [
-        picture[None]
+    found = [
+        (socket, picture[None])
         for socket, value in sorted(sockets.items())
-        for picture in _channels_first(f"image_{socket}", value)
+        for picture in _channels_first(_label(socket), value)
     ]
-    if len(pictures) > MAX_REFERENCES:
+    if len(found) > MAX_REFERENCES:
         raise ValueError(
-            f"{len(pictures)} pictures are connected (every picture of a batch counts); klein takes at most "
+            f"{len(found)} pictures are connected (every picture of a batch counts); klein takes at most "
             f"{MAX_REFERENCES}. Disconnect some."
         )
-    return pictures
+    moved = [
+        f"{_label(number)} of the prompt is at the socket {_label(socket)}"
+        for number, (socket, _) in enumerate(found)
+        if number != socket
+    ]
+    counted = [f"The prompt counts pictures without gaps: {'; '.join(moved)}."] if moved else []
+    return [picture for _, picture in found], counted
 
 
 def one_picture(name: str, image: Tensor) -> Tensor:
@@ -81,3 +100,7 @@ def _channels_first(name: str, image: Tensor) -> Tensor:
             "for example of Load Image."
         )
     return image[..., :3].movedim(-1, 1).float()
+
+
+def _label(socket: int) -> str:
+    return f"picture {socket + 1}"

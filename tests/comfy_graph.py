@@ -112,7 +112,9 @@ def result(server, prompt):
 
 
 def failure(server, prompt):
-    """The sentence that a user reads."""
+    """The sentence that a user reads, after a type that prints without a path."""
     with pytest.raises(Failed) as error:
         server.run(prompt)
-    return str(error.value)
+    text = str(error.value)
+    assert text.startswith(("ValueError: ", "RuntimeError: ")), text
+    return text

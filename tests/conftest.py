@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfy_host import find_comfyui
+from comfy_host import Server, find_comfyui
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +45,39 @@ def comfyui():
     if found is None:
         pytest.skip("no ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON, or put one at ~/comfy/ComfyUI with a venv")
     return found
+
+
+@pytest.fixture(scope="session")
+def host_pipeline(comfyui):
+    """The tiny klein with the vocabulary and the tokenizer of ComfyUI."""
+    from comfy_base import tiny_pipeline
+
+    return tiny_pipeline(comfyui[0])
+
+
+@pytest.fixture(scope="session")
+def server(comfyui, host_pipeline, tmp_path_factory):
+    """A ComfyUI with this pack and the files of the tiny klein; its ``base`` holds models, input and output."""
+    from comfy_base import make_base, write_models
+
+    base = tmp_path_factory.mktemp("comfy")
+    make_base(base, "klein-cns")
+    write_models(host_pipeline, base / "models")
+    running = Server(*comfyui, base)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def fresh(comfyui, tmp_path_factory):
+    """A ComfyUI as a newcomer has it: without model files. The clone's folder has a name of its own."""
+    from comfy_base import make_base
+
+    base = tmp_path_factory.mktemp("fresh")
+    make_base(base, "klein_cns-main(2)")
+    running = Server(*comfyui, base)
+    yield running
+    running.stop()
 
 
 @pytest.fixture(scope="session")

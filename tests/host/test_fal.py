@@ -186,6 +186,7 @@ def test_a_remote_edit_brings_picture_seed_id_cost_and_response(keyed, fal):
     picture = made(keyed, "edit")
     assert tuple(picture.shape) == (1, 80, 96, 3)
     assert torch.allclose(picture[0, 0, 0], torch.tensor([10, 200, 30]) / 255)
+    assert entry["outputs"]["fal"]["text"][0].startswith("$0.0400: klein_fal/")
     said = texts(entry)
     assert said["seed"] == 5 and said["id"] in fal.requests
     assert said["cost"] == pytest.approx(0.04)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -104,10 +105,40 @@ def test_a_linked_folder_and_a_folder_called_diffusers(server, plain):
 def test_a_distilled_file_loads_with_a_warning(server, plain):
     path = place(server, "transformer", "flux-2-klein-9b.safetensors")
     os.link(place(server, "transformer", SINGLE["diffusion_model"]), path)
-    run = server.watch(one_step("distilled", diffusion_model=path.name))
-    assert any("is the distilled klein, made for 4 steps at cfg 1, not Base" in text for text in run.texts)
-    assert any(text.startswith("random test weights, the picture will be noise: ") for text in run.texts)
+    prompt = one_step("distilled", diffusion_model=path.name)
+    first = server.watch(prompt).entry["outputs"]["loader"]["text"]
+    assert any("is the distilled klein, made for 4 steps at cfg 1, not Base" in text for text in first)
+    assert any(text.startswith("random test weights, the picture will be noise: ") for text in first)
+    prompt["sample"]["inputs"]["seed"] = 6  # the loader's outputs then come from the cache
+    assert server.watch(prompt).entry["outputs"]["loader"]["text"] == first
     assert torch.equal(result(server, one_step("distilled", diffusion_model=path.name)), plain)
+
+
+def test_a_list_holds_what_is_there(server, fresh):
+    """Even nothing, with the usual file as the default: so the frontend sees that it is missing."""
+    for where in (fresh, server):
+        inputs = where.get("/object_info/KleinBaseLoader")["KleinBaseLoader"]["input"]["required"]
+        for kind, wanted in WANTED.items():
+            files = {path.name for path in (where.base / "models" / wanted.folder).iterdir() if path.is_file()}
+            options = {name for name in inputs[INPUTS[kind]][1]["options"] if "/" not in name}
+            assert options == files and inputs[INPUTS[kind]][1]["default"] == wanted.sources[0][0]
+
+
+def test_the_default_is_a_usual_file_that_is_there(fresh):
+    """Of the two VAEs that are published, the one that is there."""
+    second = WANTED["vae"].sources[1][0]
+    file = fresh.base / "models" / "vae" / second
+    file.write_bytes(b"")
+    time.sleep(1)  # ComfyUI keeps a list for half a second
+    info = fresh.get("/object_info/KleinBaseLoader")["KleinBaseLoader"]["input"]["required"]["vae"][1]
+    file.unlink()
+    assert (info["options"], info["default"]) == ([second], second)
+
+
+def test_without_any_file_the_run_says_what_to_get(fresh):
+    text = failure(fresh, one_step("nothing"))
+    for kind in WANTED:
+        assert_advises(next(line for line in text.splitlines() if SINGLE[INPUTS[kind]] in line), kind)
 
 
 @pytest.fixture(scope="module")

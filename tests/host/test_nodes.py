@@ -113,21 +113,42 @@ def test_a_masked_edit_of_a_picture_over_2048(server, photo):
     assert float(change[:, :, 600:].max()) < 0.1 < float(change[:, 30:50, 320:460].max())
 
 
+def test_the_picture_sockets_are_fixed_and_count_from_one(server):
+    """On both nodes; their ids are those that files were saved with."""
+    for name in ("KleinEditConditioner", "KleinFalEdit"):
+        inputs = server.get(f"/object_info/{name}")[name]["input"]["optional"]
+        labels = {key: spec[1]["display_name"] for key, spec in inputs.items() if spec[0] == "IMAGE"}
+        assert labels == {f"images.image_{i}": f"picture {i + 1}" for i in range(4)}
+
+
 def test_pictures_count_in_socket_order(server, photo):
-    """Gaps are skipped, a batch counts each of its pictures, and another order makes another picture."""
+    """Gaps are skipped, a batch counts each of its pictures, and another order makes another picture. Where the prompt
+    counts otherwise than the sockets, the node says so."""
     pair = [to_pixels(photo.crop((left, 50, left + 96, 114))).movedim(1, -1) for left in (10, 200)]
     give(server, "one", pair[0])
     give(server, "two", pair[1])
     give(server, "both", torch.cat(pair))
 
+    entry = {}
+
     def run(name, *sockets):
         names = {f"load{i}": node("ProbeLoad", name=picture) for i, (_, picture) in enumerate(sockets)}
         links = {f"images.image_{socket}": [f"load{i}", 0] for i, (socket, _) in enumerate(sockets)}
-        return result(server, latents(name, conditioner=links, sampler={"steps": 1}) | names)
+        entry.update(server.run(latents(name, conditioner=links, sampler={"steps": 1}) | names))
+        return made(server, name)
+
+    def said():
+        return entry["outputs"]["edit"]["text"]
 
     expected = run("expected", (0, "one"), (1, "two"))
+    assert said() == []
     assert torch.equal(run("gap", (3, "two"), (1, "one")), expected)
+    [text] = said()
+    assert "picture 1 of the prompt is at the socket picture 2; " in text
+    assert text.endswith(" picture 2 of the prompt is at the socket picture 4.")
     assert torch.equal(run("batch", (0, "both")), expected)
+    [text] = said()
+    assert text.endswith(": picture 2 of the prompt is at the socket picture 1.")
     assert not torch.allclose(run("swapped", (0, "two"), (1, "one")), expected, atol=1e-3)
 
 
@@ -216,7 +237,7 @@ def test_refusals_are_sentences(server, pictures):
         ({"params": CNSParams(), "sampler": {"cns_gamma_file": "gone.pt"}}, ["'gone.pt' does not exist; put it into"]),
         ({"decode": {"mask": ["mask", 1]}}, ["mask is connected but original is not"]),
         ({"images": ["picture0"], "conditioner": {"images.picture": ["load0", 0]}}, ["'images.picture' is unknown"]),
-        ({"images": ["flat"]}, ["image_0 is [1, 64, 96, 1]; a picture is [batch, height, width, 3 or 4 channels]"]),
+        ({"images": ["flat"]}, ["picture 1 is [1, 64, 96, 1]; a picture is [batch, height, width, 3 or 4 channels]"]),
         ({"images": ["picture0"], "conditioner": {"mask": ["masks", 1]}}, ["mask holds 3 masks; connect the one"]),
         ({"sampler": {"latent_image": ["foreign", 2]}}, ["latent_image has 16 channels, the model takes 128"]),
         ({"decode": {"latent": ["foreign", 2]}}, ["latent has 16 channels, FLUX.2's have 128"]),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
-from comfy_graph import latents, node, result
+from comfy_graph import SINGLE, failure, latents, node, result
 from comfy_host import Server
+from klein_cns.klein.architecture import WANTED
 
 LATE = ("diffusers", "peft", "fal_client", "accelerate", "matplotlib", "skimage")
 
@@ -30,3 +33,21 @@ def test_the_nodes_run_with_broken_libraries(server, broken):
 def test_starting_imports_nothing_heavy(broken):
     prompt = {"probe": node("ProbeModules", names="\n".join(LATE))}
     assert broken.run(prompt)["outputs"]["probe"]["loaded"] == []
+
+
+def test_an_error_has_no_path_whatever_the_clone_is_called(server, fresh):
+    """The LoRA reader's own error, from a clone whose folder has another name, with the server's files for a while."""
+    links = [f"models/{wanted.folder}/{name}" for wanted, name in zip(WANTED.values(), SINGLE.values(), strict=True)]
+    for link in links:
+        os.link(server.base / link, fresh.base / link)
+    (fresh.base / "models" / "loras" / "bad.safetensors").write_bytes(b"\xff" * 64)
+    slots = {f"lora_{slot}": "none" for slot in (2, 3)} | {f"strength_{slot}": 1.0 for slot in (1, 2, 3)}
+    prompt = latents("renamed")
+    prompt["lora"] = node("KleinLoraStack", model=["loader", 0], lora_1="bad.safetensors", apply="auto", **slots)
+    prompt["sample"]["inputs"]["model"] = ["lora", 0]
+    text = failure(fresh, prompt)
+    for link in [*links, "models/loras/bad.safetensors"]:
+        (fresh.base / link).unlink()
+    assert text.startswith("ValueError: LoRA bad.safetensors is no safetensors file")
+    twice = "ComfyUI's own line and the end of the traceback"
+    assert fresh.log.read_text().count("LoRA bad.safetensors is no safetensors file") == 2, twice

@@ -1,13 +1,12 @@
-"""A ComfyUI server with this pack and tiny klein files, for the whole session; skipped where there is none."""
+"""Base folders of a ComfyUI for tests: this pack, the probe nodes, and the files of a tiny klein."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-import pytest
 import torch
-from comfy_host import ROOT, Server
+from comfy_host import ROOT
 from klein_cns.klein import KleinPipeline, tiny
 from klein_cns.klein.convert import diffusers_to_bfl
 from klein_cns.klein.tiny import CHAT_TEMPLATE
@@ -18,8 +17,7 @@ from safetensors.torch import load_file, save_file
 QWEN_IDS = 151936  # of ComfyUI's Qwen tokenizer
 
 
-@pytest.fixture(scope="session")
-def host_pipeline(comfyui):
+def tiny_pipeline(comfyui: Path) -> KleinPipeline:
     """The tiny klein with the vocabulary and the tokenizer of ComfyUI."""
     from transformers import Qwen2TokenizerFast
 
@@ -27,26 +25,19 @@ def host_pipeline(comfyui):
     table = torch.randn(QWEN_IDS, pipe.text_encoder.config.hidden_size, generator=torch.Generator().manual_seed(1))
     pipe.text_encoder.resize_token_embeddings(QWEN_IDS, mean_resizing=False)
     pipe.text_encoder.model.embed_tokens.weight.data = table
-    tokenizer = Qwen2TokenizerFast.from_pretrained(comfyui[0] / "comfy" / "text_encoders" / "qwen25_tokenizer")
+    tokenizer = Qwen2TokenizerFast.from_pretrained(comfyui / "comfy" / "text_encoders" / "qwen25_tokenizer")
     tokenizer.chat_template = CHAT_TEMPLATE
     pipe.register_modules(tokenizer=tokenizer)
     return KleinPipeline(pipe, "tiny")
 
 
-@pytest.fixture(scope="session")
-def server(comfyui, host_pipeline, tmp_path_factory):
-    """The running server; its ``base`` holds models, input and output."""
-    folder, python = comfyui
-    base = tmp_path_factory.mktemp("comfy")
+def make_base(base: Path, clone: str) -> None:
+    """A base folder for ComfyUI with empty model folders, and this pack in a folder of the name ``clone``."""
     folders = ("diffusers", "cns_gamma", "loras", *(wanted.folder for wanted in WANTED.values()))
     for name in ("custom_nodes", "input", "output", *(f"models/{one}" for one in folders)):
         (base / name).mkdir(parents=True)
-    (base / "custom_nodes" / "klein-cns").symlink_to(ROOT)
-    shutil.copy(Path(__file__).parent / "probe_nodes.py", base / "custom_nodes")
-    write_models(host_pipeline, base / "models")
-    running = Server(folder, python, base)
-    yield running
-    running.stop()
+    (base / "custom_nodes" / clone).symlink_to(ROOT)
+    shutil.copy(Path(__file__).parent / "host" / "probe_nodes.py", base / "custom_nodes")
 
 
 def write_models(pipeline: KleinPipeline, models: Path) -> None:

@@ -1,0 +1,101 @@
+"""ComfyUI's frontend in a headless Chromium; skipped where that or playwright-core is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DRIVER = Path(__file__).parent / "driver.mjs"
+
+
+class Page:
+    """One page of a server's frontend, driven through `driver.mjs`."""
+
+    def __init__(self, address: str, renderer: str, environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            ["node", DRIVER, address, renderer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, **environment},
+        )  # fmt: skip
+        self._answer()
+
+    def _answer(self) -> Any:
+        line = self._process.stdout.readline()
+        assert line, "the page is gone; what it said is on stderr"
+        answer = json.loads(line)
+        assert "error" not in answer, answer["error"]
+        return answer["value"]
+
+    def _do(self, command: str, **given: Any) -> Any:
+        self._process.stdin.write(json.dumps({"command": command, **given}) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def __call__(self, function: str, *args: Any) -> Any:
+        """What a JavaScript function returns on the page, as JSON."""
+        return self._do("evaluate", code=function, args=args)
+
+    def load(self, workflow: dict[str, Any], name: str = "workflow") -> None:
+        """Open a workflow, as the template browser does."""
+        self._do("load", workflow=workflow, name=name)
+
+    def run(self) -> dict[str, Any]:
+        """Press Run and wait: ``kind``, and ``type`` and ``message`` of an error."""
+        return self._do("run")
+
+    def click(self, text: str) -> None:
+        """Click the first thing with exactly this text."""
+        self._do("click", text=text)
+
+    def reload(self) -> None:
+        """Load the page again; what only it knew is gone."""
+        self._do("reload")
+
+    def screenshot(self, path: Path) -> None:
+        """Write a PNG of what is seen."""
+        self._do("screenshot", path=str(path))
+
+    def elsewhere(self) -> list[str]:
+        """The addresses outside the server that the page asked for, in vain."""
+        return self._do("elsewhere")
+
+    def text(self) -> str:
+        """All words that are seen outside the canvas."""
+        return self("() => document.body.innerText")
+
+    def close(self) -> None:
+        """End the browser that this page started."""
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def playwright():
+    """The environment of `driver.mjs`."""
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if shutil.which("node") is None or chromium is None:
+        pytest.skip("no browser: node and chromium are needed (CHROMIUM is the program)")
+    found = subprocess.run(["npm", "root", "-g"], capture_output=True, text=True, check=False).stdout.strip()
+    for folder in (os.environ.get("PLAYWRIGHT_CORE"), f"{found}/playwright-core"):
+        if folder and (Path(folder) / "index.mjs").is_file():
+            return {"PLAYWRIGHT_CORE": folder, "CHROMIUM": chromium}
+    pytest.skip("no playwright-core: npm install -g playwright-core, or set PLAYWRIGHT_CORE to its folder")
+
+
+@pytest.fixture(params=["classic", "nodes2"])
+def open_page(request, playwright):
+    """A function that opens a server's page in one of the two renderers."""
+    pages: list[Page] = []
+
+    def open_page(server: Any) -> Page:
+        pages.append(Page(f"http://127.0.0.1:{server.port}", request.param, playwright))
+        return pages[-1]
+
+    yield open_page
+    for page in pages:
+        page.close()

@@ -1,0 +1,29 @@
+// Drives one page for test_browser.py: a command a line on stdin, {"value"} or {"error"} a line on stdout.
+
+import { createInterface } from "node:readline";
+
+import { load, open, ready, run } from "./page.mjs";
+
+const [address, renderer] = process.argv.slice(2);
+const { browser, page, elsewhere } = await open(address, renderer === "nodes2");
+
+const commands = {
+  evaluate: ({ code, args }) => page.evaluate(`(${code})(...${JSON.stringify(args)})`),
+  load: ({ workflow, name }) => load(page, workflow, name),
+  run: () => run(page),
+  click: ({ text }) => page.getByText(text, { exact: true }).first().click({ timeout: 10_000 }),
+  reload: () => page.reload().then(() => ready(page)),
+  screenshot: ({ path }) => page.screenshot({ path }),
+  elsewhere: () => elsewhere,
+};
+
+console.log(JSON.stringify({ value: "ready" }));
+for await (const line of createInterface({ input: process.stdin })) {
+  const { command, ...given } = JSON.parse(line);
+  try {
+    console.log(JSON.stringify({ value: (await commands[command](given)) ?? null }));
+  } catch (error) {
+    console.log(JSON.stringify({ error: String(error) }));
+  }
+}
+await browser.close();

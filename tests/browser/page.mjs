@@ -1,0 +1,66 @@
+// A page of ComfyUI's frontend in a headless Chromium, which reaches nothing but that server.
+//
+// playwright-core is no dependency of this project: PLAYWRIGHT_CORE is its folder, CHROMIUM the browser's program.
+
+import { pathToFileURL } from "node:url";
+
+const { chromium } = await import(pathToFileURL(`${process.env.PLAYWRIGHT_CORE}/index.mjs`));
+
+/**
+ * @param {string} address of the server
+ * @param {boolean} nodes2 Nodes 2.0 in place of the classic renderer
+ * @returns the page, its browser and the addresses elsewhere that it asked for in vain
+ */
+export async function open(address, nodes2, viewport = { width: 1700, height: 1000 }) {
+  const settings = {
+    "Comfy.TutorialCompleted": true, "Comfy.VueNodes.Enabled": nodes2, "Comfy.Minimap.Visible": false,
+    "Comfy.Workflow.Persist": false,
+  };
+  const headers = { "Content-Type": "application/json" };
+  await fetch(`${address}/api/settings`, { method: "POST", headers, body: JSON.stringify(settings) });
+  const browser = await chromium.launch({
+    executablePath: process.env.CHROMIUM, args: ["--no-sandbox", "--disable-gpu"],
+  });
+  const page = await browser.newPage({ viewport });
+  const elsewhere = [];
+  await page.route("**/*", (route) => {
+    const url = new URL(route.request().url());
+    if (url.origin === new URL(address).origin || ["data:", "blob:"].includes(url.protocol)) return route.continue();
+    elsewhere.push(url.href);
+    return route.abort();
+  });
+  await page.goto(address);
+  await ready(page);
+  return { browser, page, elsewhere };
+}
+
+/** Wait until the frontend has its nodes and a graph. */
+export async function ready(page) {
+  await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types.KleinBaseLoader, null, {
+    timeout: 90_000,
+  });
+  await page.waitForTimeout(2000); // the last extensions, and the workflow of the start
+}
+
+/** Open a workflow, as the template browser does. */
+export async function load(page, workflow, name) {
+  await page.evaluate(([workflow, name]) => window.app.loadGraphData(workflow, true, true, name), [workflow, name]);
+  await page.waitForTimeout(1000);
+}
+
+/** Press Run, and wait: `{kind, type, message}` of how it ended. */
+export async function run(page, timeout = 240_000) {
+  const end = await page.evaluate(async (timeout) => {
+    const { api } = await import("/scripts/api.js");
+    const ended = new Promise((resolve) => {
+      setTimeout(() => resolve({ kind: "timeout" }), timeout);
+      for (const kind of ["execution_success", "execution_error", "execution_interrupted"]) {
+        const end = ({ detail }) => resolve({ kind, type: detail.exception_type, message: detail.exception_message });
+        api.addEventListener(kind, end, { once: true });
+      }
+    });
+    return (await window.app.queuePrompt(0, 1)) ? ended : { kind: "refused" };
+  }, timeout);
+  await page.waitForTimeout(1000); // what the page shows then
+  return end;
+}
