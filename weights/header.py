@@ -34,10 +34,24 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read_file_header(
+class StoredTensor(NamedTuple):
+    """A tensor as `Tensor`, and the byte of the file that its data start at."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+
+def read_file_header(path: Path, label: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of one safetensors file, as `read_stored_tensors` does."""
+    stored, metadata = read_stored_tensors(path, label)
+    return {name: Tensor(tensor.dtype, tensor.shape) for name, tensor in stored.items()}, metadata
+
+
+def read_stored_tensors(
     path: Path, label: str, max_header: int = MAX_HEADER, max_tensors: int = MAX_TENSORS
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of one safetensors file; nothing but its header is read.
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Where the tensors of one safetensors file are, and its metadata; nothing but its header is read.
 
     Args:
         label: what errors call the file.
@@ -79,7 +93,12 @@ def read_file_header(
         if not _is_tensor(entry):
             raise ValueError(f"{label} is damaged: the header's entry {name[:MAX_NAME]} describes no tensor.")
     _check_offsets(label, entries, size - 8 - length)
-    return {name: Tensor(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}, metadata
+    data = 8 + length
+    stored = {
+        name: StoredTensor(entry["dtype"], tuple(entry["shape"]), data + entry["data_offsets"][0])
+        for name, entry in entries.items()
+    }
+    return stored, metadata
 
 
 def _is_tensor(entry: Any) -> bool:
