@@ -4,8 +4,10 @@
 
 Loading: three rank-32 LoRAs of every linear in the 9B's blocks, bfloat16, are read, converted and attached to a MODEL
 of the 9B's shape (on the meta device), then every factor is read once, as patching a weight does. ComfyUI's own
-loader maps files and reads them only then; ours has looked through them for NaN before. Each run is a process of
-its own, in turns, one thread; times are medians, memory the growth of the resident set at its peak.
+loader maps files and reads them only then; ours has copied them into memory and looked through them for NaN before.
+Each run is a process of its own, in turns, one thread; times are medians of the processor's (files are in the page
+cache, so that nothing waits, and what else runs on the machine does not count), memory is the growth of the resident
+set.
 
 Quantised: a tiny klein with its blocks in scaled fp8; the relative error of a LoRA's effect on the weights, and on
 the model's output against the same LoRA on the dequantised weights.
@@ -74,7 +76,7 @@ def import_pack() -> None:
 
 
 def load(who: str, prefix: str, folder: str) -> dict[str, float]:
-    """Seconds and megabytes until the three are attached, and until every factor was read."""
+    """Processor seconds and megabytes until the three are attached, and until every factor was read."""
     import gc
     import resource
     import time
@@ -102,7 +104,7 @@ def load(who: str, prefix: str, folder: str) -> dict[str, float]:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
     gc.collect()
-    before, start = resident(), time.perf_counter()
+    before, start = resident(), time.process_time()
     if who == "klein":
         target = architecture_of(model)
         model, _ = apply_updates(model, [(load_lora(file, target).updates, 1.0) for file in files], "auto")
@@ -110,12 +112,12 @@ def load(who: str, prefix: str, folder: str) -> dict[str, float]:
         for file in files:
             tensors, metadata = comfy.utils.load_torch_file(file, safe_load=True, return_metadata=True)
             model, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0, lora_metadata=metadata)
-    attached, attached_mb = time.perf_counter() - start, resident() - before
+    attached, attached_mb = time.process_time() - start, resident() - before
     for patches in model.patches.values():
         for patch in patches:
             for factor in (factor for factor in patch[1].weights if isinstance(factor, torch.Tensor)):
                 factor.view(torch.int16).sum()
-    return {"attached": attached, "attached_mb": attached_mb, "read": time.perf_counter() - start,
+    return {"attached": attached, "attached_mb": attached_mb, "read": time.process_time() - start,
             "read_mb": resident() - before}  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from .canonical import Lora
 from .errors import LoraError
-from .load import examine_lora, load_lora
+from .load import examine_lora, load_lora, load_loras
 from .report import Report
 from .stack import MAX_LORAS, LoraSpec, parse_loras
 from .updates import Full, LoHa, LoKr, LowRank, Update
@@ -20,5 +20,6 @@ __all__ = [
     "Update",
     "examine_lora",
     "load_lora",
+    "load_loras",
     "parse_loras",
 ]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from ..weights.architecture import Architecture
 from ..weights.layout import ADA_LAYER_NORM, swap_halves
 from .base import base_of, expected_shape
 from .errors import LoraError
 from .forms import Change, Module, change_of
-from .names import MAX_KEY, NO_BIAS, TEXT_ENCODER, UNSUPPORTED, Parameter, Place, locate, parse
+from .names import MAX_KEY, NO_BIAS, OTHER_KINDS, TEXT_ENCODER, UNSUPPORTED, Parameter, Place, locate, parse
 from .read import RawLora, is_finite
 from .report import Report, printable, span, training, trigger_words
 from .updates import Update
@@ -22,11 +21,18 @@ LAYOUTS = {"bfl": "BFL names", "diffusers": "diffusers names"}
 LeftOut = dict[str, str]  # module or key -> why
 
 
-class Lora(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Lora:
     """A file in canonical form. Where ``report.problem`` says why it cannot be used, there are no updates."""
 
     updates: tuple[Update, ...]
     report: Report
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors in memory."""
+        storages = [tensor.untyped_storage() for update in self.updates for tensor in update.tensors()]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())  # q, k and v may share
 
 
 def canonical(raw: RawLora, target: Architecture) -> Lora:
@@ -36,7 +42,7 @@ def canonical(raw: RawLora, target: Architecture) -> Lora:
     what klein does not have (a text encoder in the LoRA's reach, biases, unknown modules) or a kind of LoRA that is
     not supported.
     """
-    parsed = {key: parse(key) for key in raw.tensors}
+    parsed = {key: parse(key) for key in raw.keys}
     modules, left_out, text = _modules(raw, parsed)
     report = Report(
         raw.label,
@@ -75,23 +81,27 @@ def _modules(raw: RawLora, parsed: Mapping[str, Parameter | None]) -> tuple[list
     modules: dict[str, Module] = {}
     left_out: LeftOut = {}
     text: LeftOut = {}
-    for key, tensor in raw.tensors.items():
+    for key in raw.keys:
         parameter = parsed[key]
         name = parameter.module if parameter else key
         place = locate(name) if parameter else None
         if parameter and place:
-            module = modules.setdefault(name, Module(name, place, {}))
-            module.parameters.setdefault(parameter.role, []).append(tensor)
+            module = modules.setdefault(name, Module(name, place, {}, [], {}))
+            if parameter.split is None:
+                module.parameters.setdefault(parameter.role, []).append(raw.tensors[key])
+            else:
+                module.splits[parameter.role] = module.splits.get(parameter.role, 0) + 1
         elif TEXT_ENCODER.search(name[:512]):
             text[printable(name)] = NOT_FOR_TEXT
+        elif parameter:
+            left_out[printable(name)] = OTHER_KINDS.get(parameter.role, "FLUX.2 has no such module")
         else:
-            why = "FLUX.2 has no such module" if parameter else "no parameter of a known kind of LoRA"
-            left_out[printable(name)] = why
-    for key in [key for key in raw.tensors if parsed[key] is None]:
+            left_out[printable(name)] = "no parameter of a known kind of LoRA"
+    for key in [key for key in raw.keys if parsed[key] is None]:
         module = _owner(key, modules)
         if module:
             left_out.pop(printable(key), None)
-            module.parameters[printable(key[len(module.name) + 1 :])] = [raw.tensors[key]]
+            module.strays.append(printable(key[len(module.name) + 1 :]))
     return list(modules.values()), left_out, text
 
 
@@ -114,7 +124,7 @@ def _unusable(module: Module) -> LeftOut:
     whole = next((why for why in unsupported.values() if why != NO_BIAS), None)
     if whole:
         return {module.name: whole}
-    if set(module.parameters) <= {"alpha", "scalar", *unsupported}:
+    if not module.strays and not module.splits and set(module.parameters) <= {"alpha", "scalar", *unsupported}:
         return {module.name: NO_BIAS if unsupported else "an alpha without factors"}
     return {f"{module.name}.{role}": why for role, why in unsupported.items()}
 
@@ -152,7 +162,7 @@ def _check(label: str, changes: Sequence[Change], report: Report, target: Archit
     _check_whole_attention(label, [change.module.place for change in changes])
     for change in changes:
         for name, tensors in change.module.parameters.items():
-            if not all(is_finite(tensor) for tensor in tensors):
+            if name != "alpha" and not all(is_finite(tensor) for tensor in tensors):
                 raise LoraError(
                     f"LoRA {label} holds NaN or infinite values in {name} of {change.module.name}; "
                     "train or download it again."

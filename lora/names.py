@@ -13,32 +13,42 @@ MAX_BLOCKS = 64  # of either kind, in any FLUX
 ROLES = {
     "lora_A": "down", "lora_down": "down", "lora.down": "down", "lora_linear_layer.down": "down",
     "lora_B": "up", "lora_up": "up", "lora.up": "up", "lora_linear_layer.up": "up",
-    "dora_scale": "magnitude", "lora_magnitude_vector": "magnitude",
+    "dora_scale": "magnitude", "lora_magnitude_vector": "magnitude", "magnitude": "magnitude",
     "w_norm": "diff",
-    **{name: name for name in ("alpha", "scalar", "diff")},
+    **{name: name for name in ("alpha", "scalar", "diff", "reshape_weight")},
     **{f"lokr_{name}": f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")},
     **{f"hada_{name}": f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b")},
 }  # fmt: skip
+# What holds q, k and v as one inside diffusers' blocks, as BFL's modules do: fuse_qkv_projections() of diffusers makes
+# the first two, OneTrainer's backups name them as the others.
+FUSED = {
+    "attn.to_qkv": "img_attn.qkv", "attn.to_added_qkv": "txt_attn.qkv",
+    "attn.qkv": "img_attn.qkv", "attn.added_qkv": "txt_attn.qkv",
+}  # fmt: skip
 UP_BIAS = "lora_bias"  # role of peft's lora_B.bias, which is part of the change
+SPLIT_ROLES = ("lora_down", "lora_up")  # of sd-scripts, which numbers their parts where it trains q, k and v apart
 NO_BIAS = "klein has no biases"
 TUCKER = "Tucker factors belong to convolutions, klein has none"
+OTHER_KINDS = {  # of change than LoRA, by the roles of their parameters
+    **dict.fromkeys(("oft_blocks", "oft_diag", "oft_r", "oft_R"), "OFT is not supported"),
+    **dict.fromkeys(("boft_R", "boft_s"), "BOFT is not supported"),
+    **dict.fromkeys(("on_input", "ia3_l"), "IA3 is not supported"),
+    **dict.fromkeys(("a1", "a2", "b1", "b2"), "GLoRA is not supported"),
+    **dict.fromkeys(("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"), "VeRA is not supported"),
+    **dict.fromkeys(
+        ("q_layer", "p_layer", "lambda_layer", "base_q", "base_p", "base_lambda"), "T-LoRA is not supported"
+    ),
+    **dict.fromkeys(("lora_a", "lora_b"), "LoRA of MLX is not supported, convert it to peft's names"),
+}
 UNSUPPORTED = {
+    **OTHER_KINDS,
     "diff_b": NO_BIAS,
     "b_norm": NO_BIAS,
     "lora_mid": TUCKER,
     "lokr_t2": TUCKER,
     "hada_t1": TUCKER,
     "hada_t2": TUCKER,
-    "oft_blocks": "OFT is not supported",
-    "oft_diag": "OFT is not supported",
-    "oft_r": "OFT is not supported",
-    "on_input": "IA3 is not supported",
-    "a1": "GLoRA is not supported",
-    "a2": "GLoRA is not supported",
-    "b1": "GLoRA is not supported",
-    "b2": "GLoRA is not supported",
     **dict.fromkeys(("set_weight", "modules_to_save"), "it replaces the weight, which no strength can scale"),
-    "reshape_weight": "it changes the weight's size",
     "lora_embedding_A": "klein has no embedding tables",
     "lora_embedding_B": "klein has no embedding tables",
 }
@@ -53,7 +63,7 @@ TEXT_ENCODER = re.compile(
 FLUX_1 = re.compile(
     r"double_blocks[._]\d+[._](?:img|txt)_mod[._]|single_blocks[._]\d+[._]modulation[._]|vector_in[._]"
     r"|transformer_blocks[._]\d+[._](?:norm1|norm1_context|ff[._]net|ff_context[._]net)[._]"
-    r"|single_transformer_blocks[._]\d+[._](?:attn[._]to_[qkv]$|proj_mlp|proj_out|norm[._]linear)|time_text_embed[._]"
+    r"|single_transformer_blocks[._]\d+[._](?:attn[._]to_(?:[qkv]|qkv)$|proj_mlp|proj_out|norm[._]linear)|time_text_embed[._]"
 )
 
 # What stands before a module of the same name in another model: its block, or the model.
@@ -77,11 +87,13 @@ class Place(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """A key taken apart. ``role``: a value of `ROLES`, a key of `UNSUPPORTED`, or `UP_BIAS`."""
+    """A key taken apart. ``role``: a value of `ROLES`, a key of `UNSUPPORTED`, or `UP_BIAS`. ``split``: which part of a
+    factor that is stored in several, as ``lora_down.0.weight``."""
 
     module: str
     role: str
     adapter: str | None
+    split: int | None = None
 
 
 def parse(key: str) -> Parameter | None:
@@ -92,6 +104,8 @@ def parse(key: str) -> Parameter | None:
     role = ROLES.get(found["role"], found["role"])
     if found["kind"] == "bias":
         role = UP_BIAS if role == "up" else "diff_b"
+    if found["role"] in SPLIT_ROLES and (found["adapter"] or "").isdecimal():
+        return Parameter(found["module"], role, None, int(found["adapter"]))
     return Parameter(found["module"], role, found["adapter"])
 
 
@@ -109,6 +123,12 @@ def locate(module: str) -> Place | None:
     return _places()[flat[start:]]._replace(prefix=module[:start])
 
 
+def belongs_to_flux_2(key: str) -> bool:
+    """Whether a key is a parameter of a known kind of LoRA, of a module that FLUX.2 has."""
+    parameter = parse(key)
+    return parameter is not None and locate(parameter.module) is not None
+
+
 @cache
 def _places() -> dict[str, Place]:
     """Every module of either layout, dots replaced by underscores."""
@@ -119,4 +139,8 @@ def _places() -> dict[str, Place]:
         for layout, name, part, count in named:
             module = name.rpartition(".")[0]
             table[module.replace(".", "_")] = Place(row.bfl, part, count, layout, module)
+    for i in range(MAX_BLOCKS):
+        for fused, bfl in FUSED.items():
+            module = f"transformer_blocks.{i}.{fused}"
+            table[module.replace(".", "_")] = Place(f"double_blocks.{i}.{bfl}.weight", 0, 1, "diffusers", module)
     return table

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..weights.architecture import Architecture, architecture
 from ..weights.layout import ADA_LAYER_NORM, Row, rows, swap_halves
-from .load import load_lora
+from .load import let_go, load_loras
 from .report import Report
 from .stack import LoraSpec
 from .updates import Full, LowRank, Update
@@ -38,9 +38,14 @@ def set_loras(pipe: Any, specs: Sequence[LoraSpec]) -> list[Report]:
     Raises:
         LoraError: a file that cannot be read, or would not apply exactly; no LoRA stays loaded then.
     """
-    remove_loras(pipe)
+    if not specs:
+        remove_loras(pipe)
+        return []
     target = architecture_of(pipe.transformer)
-    loras = [load_lora(spec.path, target) for spec in specs]
+    try:
+        loras = load_loras([spec.path for spec in specs], target, pipe.transformer)
+    finally:
+        _take_off(pipe)
     table = {row.bfl: row for row in rows(target.double_blocks, target.single_blocks, target.guidance)}
     parts: dict[str, list[Part]] = defaultdict(list)
     for i, (lora, spec) in enumerate(zip(loras, specs, strict=True)):
@@ -56,7 +61,7 @@ def set_loras(pipe: Any, specs: Sequence[LoraSpec]) -> list[Report]:
         _merge(pipe.transformer, merged)
         _adapt(pipe, adapted)
     except BaseException:
-        remove_loras(pipe)
+        _take_off(pipe)
         raise
     return [
         replace(lora.report, strength=spec.scale, how=_how(i, spec, adapted, merged))
@@ -66,6 +71,11 @@ def set_loras(pipe: Any, specs: Sequence[LoraSpec]) -> list[Report]:
 
 def remove_loras(pipe: Any) -> None:
     """Take every LoRA off again; merged weights get their own bits back."""
+    let_go(pipe.transformer)
+    _take_off(pipe)
+
+
+def _take_off(pipe: Any) -> None:
     pipe.unload_lora_weights()
     originals: dict[str, Tensor] = getattr(pipe.transformer, ORIGINALS, {})
     for name, weight in originals.items():

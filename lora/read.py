@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..weights.header import read_file_header
+from ..weights.header import StoredTensor, read_file_header
 from .config import CONFIG_FILE, AdapterConfig, config_of_metadata, read_config
 from .errors import LoraError
+from .names import belongs_to_flux_2
 from .report import printable
 
 MAX_HEADER = 32_000_000  # bytes; a LoRA of ten thousand tensors has two million
 MAX_TENSORS = 20_000
-DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8")
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+}  # fmt: skip
 FIRST_BAD = {  # the bits of the first float that is not finite: infinity, or NaN where there is no infinity
     torch.float64: (torch.int64, "uint64", 0x7FF0 << 48),
     torch.float32: (torch.int32, "uint32", 0x7F80 << 16),
@@ -30,9 +37,11 @@ ADAPTER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors"
 
 
 class RawLora(NamedTuple):
-    """What lies on disk. ``note``: what the reader left aside, in words."""
+    """What lies on disk. ``keys``: every one of the file. ``tensors``: those of FLUX.2's modules. ``note``: what the
+    reader left aside, in words."""
 
     label: str
+    keys: tuple[str, ...]
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
     config: AdapterConfig
@@ -91,27 +100,27 @@ def stamp(file: Path) -> tuple[object, ...]:
 
 
 def read_lora(file: Path) -> RawLora:
-    """Read the file that `find_weights` found. Tensors are mapped from the disk, not copied.
+    """Read the file that `find_weights` found.
+
+    Tensors are copied into memory. A map of the file would lock it on Windows, and reading a map of a file that was
+    truncated meanwhile ends the process.
 
     Raises:
         LoraError: a file or config that is damaged, hostile, or holds what no LoRA does.
     """
-    from safetensors import SafetensorError, safe_open
-
     label = label_of(file)
     try:
         header, metadata = read_file_header(file, f"LoRA {label}", MAX_HEADER, MAX_TENSORS)
         _check(label, {name: entry.dtype for name, entry in header.items()})
-        with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in header}
-    except (SafetensorError, OSError) as error:
-        raise LoraError(f"LoRA {label} cannot be read ({error}); download it again.") from error
+        tensors = _read_tensors(file, label, {name: one for name, one in header.items() if belongs_to_flux_2(name)})
+    except OSError as error:
+        raise LoraError(f"LoRA {label} cannot be read ({error.strerror}); download it again.") from error
     except LoraError:
         raise
     except ValueError as error:
         raise LoraError(f"{str(error).removesuffix('.')}; download it again.") from error
     config, note = _config(file, label)
-    return RawLora(label, tensors, metadata, config or config_of_metadata(label, metadata), note)
+    return RawLora(label, tuple(header), tensors, metadata, config or config_of_metadata(label, metadata), note)
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -126,6 +135,26 @@ def is_finite(tensor: Tensor) -> bool:
     bits = tensor.contiguous().view(signed).numpy()
     sign = 1 << (8 * bits.itemsize - 1)
     return bool(bits.max() < first_bad and bits.view(unsigned).max() < first_bad + sign)
+
+
+def _read_tensors(file: Path, label: str, entries: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+    """The tensors that entries of a header describe, on the CPU."""
+    tensors = {}
+    with file.open("rb") as opened:
+        for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
+            dtype = DTYPES[entry.dtype]
+            size = math.prod(entry.shape) * dtype.itemsize
+            try:
+                content = torch.empty(size, dtype=torch.uint8, device="cpu")
+            except RuntimeError as error:
+                raise LoraError(
+                    f"LoRA {label} does not fit into memory, {printable(name)} takes {size} bytes; end other programs."
+                ) from error
+            opened.seek(entry.start)
+            if opened.readinto(content.numpy()) != size:
+                raise LoraError(f"LoRA {label} was cut short while it was read; run again when it is complete.")
+            tensors[name] = content.view(dtype).reshape(entry.shape)
+    return tensors
 
 
 def _check(label: str, dtypes: dict[str, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 from .read import find_weights
 
 MAX_LORAS = 3
+DRIVE = re.compile(r"(?:\\\\\?\\)?[A-Za-z]")  # of Windows, before its colon: C or \\?\C
 
 
 class LoraSpec(NamedTuple):
@@ -45,10 +47,7 @@ def _parse(lora: Any) -> LoraSpec:
             raise ValueError(f"LoRA {dict(lora)!r} must have 'path' and may have 'scale', nothing else.")
         lora = (lora["path"], lora.get("scale", 1.0))
     if isinstance(lora, (str, Path)):
-        path, colon, scale = str(lora).rpartition(":")
-        is_address = "://" in str(lora)
-        is_scale = bool(colon) and not is_address and not os.path.exists(lora) and not scale.startswith("\\")
-        lora = (path, _number(scale, str(lora))) if is_scale else (str(lora), 1.0)
+        lora = _split(str(lora))
     if not (isinstance(lora, tuple) and len(lora) == 2 and isinstance(lora[0], (str, Path))):
         raise ValueError(f"LoRA {lora!r} is neither PATH:SCALE, a pair, nor an object with path and scale.")
     path, scale = lora
@@ -59,15 +58,21 @@ def _parse(lora: Any) -> LoraSpec:
     return LoraSpec(str(path), float(scale))
 
 
+def _split(text: str) -> tuple[str, float]:
+    """The path and the scale of ``PATH:SCALE`` or ``PATH``. A drive is one on every system."""
+    path, colon, scale = text.rpartition(":")
+    if not colon or "://" in text or os.path.exists(text):
+        return text, 1.0
+    try:
+        return path, float(scale)
+    except ValueError as error:
+        if DRIVE.fullmatch(path):
+            return text, 1.0
+        raise ValueError(f"LoRA {text}: {scale!r} after the colon is no number; write PATH:SCALE.") from error
+
+
 def _is_finite(scale: numbers.Real) -> bool:
     try:
         return math.isfinite(scale)
     except OverflowError:  # a whole number that no float holds
         return False
-
-
-def _number(text: str, lora: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ValueError(f"LoRA {lora}: {text!r} after the colon is no number; write PATH:SCALE.") from error

@@ -7,6 +7,7 @@ makes the dense change where factors do) and its ``shape``. The products are tho
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -187,9 +188,22 @@ class Update(NamedTuple):
         norm = direction.norm(dim=0 if self.scales_columns else 1, keepdim=True)
         return self.magnitude.float() * direction / norm.clamp_min(torch.finfo(torch.float32).tiny) - base
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor in it."""
+        return list(_tensors(self))
+
     def to(self, *where: Any) -> Update:
         """The same update with every tensor moved or cast, as `Tensor.to` takes it."""
         return _to(self, where)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value, in tuples of any depth."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _tensors(item)
 
 
 def _to(value: Any, where: tuple[Any, ...]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -13,7 +13,7 @@ import folder_paths
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 
-from ..lora import MAX_LORAS, Report, load_lora
+from ..lora import MAX_LORAS, Lora, Report, load_loras
 from ..lora.read import stamp
 from .cns_inputs import CATEGORY
 from .lora_patches import APPLY, apply_updates, architecture_of
@@ -21,8 +21,9 @@ from .messages import SAYS, said
 
 FOLDER = "loras"
 NONE = "none"
+STRENGTH = 1.0
 SLOTS = range(1, MAX_LORAS + 1)
-APPLIED = "klein_loras"  # attachment of a MODEL: (name, strength) of the LoRAs that this node put on it
+APPLIED = "klein_loras"  # attachment of a MODEL: (name, LoRA) of those that this node put on it
 NO_MODEL = "the model output is used, but no model is connected; connect one to Klein LoRA Stack."
 Entry = tuple[str, float, float]  # (name, strength_model, strength_clip), as other packs have it
 
@@ -52,7 +53,7 @@ class KleinLoraStack(io.ComfyNode):
                     tooltip=f"LoRAs of another stack, put before these. {MAX_LORAS} are allowed in all.",
                 ),
                 io.Combo.Input(
-                    "apply", options=list(APPLY), default=APPLY[0], advanced=True,
+                    "apply", options=list(APPLY), default=APPLY[0], optional=True, advanced=True,
                     tooltip="merge adds the LoRAs to the weights, bypass to the layers' outputs. auto bypasses where "
                     "merging would round quantised weights (fp8, NVFP4) again, and merges elsewhere and for DoRA.",
                 ),
@@ -66,18 +67,19 @@ class KleinLoraStack(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora_1: str, lora_2: str, lora_3: str) -> bool:
+    def validate_inputs(cls, lora_1: Any = None, lora_2: Any = None, lora_3: Any = None) -> bool:
         return True  # a missing file fails when the node runs, with the remedy
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> Any:
         """The files' own times and sizes: a LoRA that was trained on is another one under the same name."""
-        paths = [folder_paths.get_full_path(FOLDER, str(inputs.get(f"lora_{slot}") or NONE)) for slot in SLOTS]
+        names = [chosen(inputs, slot) for slot in SLOTS]
+        paths = [folder_paths.get_full_path(FOLDER, name) for name in names if name and lies_inside(name)]
         return [stamp(Path(path)) for path in paths if path]
 
     @classmethod
     def execute(
-        cls, apply: str, model: Any = None, lora_stack: Sequence[Any] | None = None, **slots: Any
+        cls, apply: str = APPLY[0], model: Any = None, lora_stack: Sequence[Any] | None = None, **slots: Any
     ) -> io.NodeOutput:
         stack = [*given_stack(lora_stack), *own_stack(slots)]
         check_count(stack, model)
@@ -120,11 +122,25 @@ def given_stack(stack: Any) -> list[Entry]:
     return entries
 
 
-def own_stack(slots: dict[str, Any]) -> list[Entry]:
+def own_stack(slots: Mapping[str, Any]) -> list[Entry]:
     """The entries of the node's own combos; both strengths are the slot's."""
-    chosen = [(slot, slots[f"lora_{slot}"]) for slot in SLOTS if slots[f"lora_{slot}"] not in (None, "", NONE)]
-    strengths = {slot: _finite(f"strength_{slot}", slots[f"strength_{slot}"]) for slot in SLOTS}
-    return [(name, strengths[slot], strengths[slot]) for slot, name in chosen]
+    strengths = {slot: _finite(f"strength_{slot}", slots.get(f"strength_{slot}", STRENGTH)) for slot in SLOTS}
+    names = {slot: chosen(slots, slot) for slot in SLOTS}
+    return [(name, strengths[slot], strengths[slot]) for slot, name in names.items() if name]
+
+
+def chosen(slots: Mapping[str, Any], slot: int) -> str | None:
+    """The name in a slot; None where there is none, as a prompt of the API may say it: null, ``None``, no text, no key.
+
+    Raises:
+        ValueError: no text.
+    """
+    name = slots.get(f"lora_{slot}")
+    if name is None or (isinstance(name, str) and name.strip().lower() in ("", NONE)):
+        return None
+    if not isinstance(name, str):
+        raise ValueError(f"lora_{slot} is {str(name)[:100]}; give the name of a file in models/{FOLDER}/, or {NONE}.")
+    return name
 
 
 def check_count(stack: Sequence[Entry], model: Any) -> None:
@@ -155,13 +171,18 @@ def find(name: str) -> str:
     Raises:
         ValueError: it does not exist (any more), or its name would leave the folder.
     """
-    parts = PureWindowsPath(name)  # which takes both kinds of slashes apart
-    if parts.anchor or ".." in parts.parts or "\0" in name:
+    if not lies_inside(name):
         raise ValueError(f"LoRA {name!r} lies outside models/{FOLDER}/; move it there and choose it by its name.")
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
         raise ValueError(f"LoRA {name!r} does not exist; put it into models/{FOLDER}/, or choose another.")
     return path
+
+
+def lies_inside(name: str) -> bool:
+    """Whether a name stays in its folder on any system: without ``..``, and no part a root or a drive (``C:``)."""
+    parts = PureWindowsPath(name).parts  # which takes both kinds of slashes apart
+    return ".." not in parts and "\0" not in name and not any(PureWindowsPath(part).anchor for part in parts)
 
 
 def with_loras(
@@ -171,10 +192,11 @@ def with_loras(
     if not stack:
         return model, []
     target = architecture_of(model)
-    loras = [load_lora(path, target) for path in paths]
+    loras = load_loras(paths, target, model.model)
     strengths = [strength for _, strength, _ in stack]
     model, how = apply_updates(model, [(lora.updates, s) for lora, s in zip(loras, strengths, strict=True)], apply)
-    model.set_attachments(APPLIED, (*_applied(model), *((name, strength) for name, strength, _ in stack)))
+    names = [name for name, *_ in stack]
+    model.set_attachments(APPLIED, (*_applied(model), *zip(names, loras, strict=True)))
     return model, [
         replace(lora.report, file=name, strength=strength, how=_how(counts))
         for lora, (name, strength, _), counts in zip(loras, stack, how, strict=True)
@@ -184,17 +206,17 @@ def with_loras(
 def _slot(slot: int) -> tuple[io.Input, io.Input]:
     return (
         io.Combo.Input(
-            f"lora_{slot}", options=[NONE, *folder_paths.get_filename_list(FOLDER)], default=NONE,
+            f"lora_{slot}", options=[NONE, *folder_paths.get_filename_list(FOLDER)], default=NONE, optional=True,
             tooltip=f"A LoRA of models/{FOLDER}/, in any format.",
         ),
         io.Float.Input(
-            f"strength_{slot}", default=1.0, min=-100.0, max=100.0, step=0.05,
+            f"strength_{slot}", default=STRENGTH, min=-100.0, max=100.0, step=0.05, optional=True,
             tooltip="How strongly it changes the model; 0 leaves it out, below 0 turns it around.",
         ),
     )
 
 
-def _applied(model: Any) -> tuple[tuple[str, float], ...]:
+def _applied(model: Any) -> tuple[tuple[str, Lora], ...]:
     return (model.get_attachment(APPLIED) or ()) if model is not None else ()
 
 

@@ -18,7 +18,11 @@ RANK = 3
 
 
 class Format(NamedTuple):
-    """A way to write a LoRA. ``key``: of a module's name and a parameter. ``kind``: which factors."""
+    """A way to write a LoRA.
+
+    ``layout``: bfl, diffusers, or one of `FUSED`. ``key``: of a module's name and a parameter. ``kind``: which factors.
+    ``magnitude``: what a DoRA's is called where it has one axis.
+    """
 
     layout: str
     key: Callable[[str, str], str]
@@ -27,6 +31,7 @@ class Format(NamedTuple):
     names: tuple[str, str] = ("lora_A.weight", "lora_B.weight")
     config: Mapping[str, Any] = {}
     modules: tuple[str, ...] = ()  # parts of the names of those that are changed; all where empty
+    magnitude: str = "lora_magnitude_vector"
 
 
 class Sample(NamedTuple):
@@ -101,11 +106,45 @@ FORMATS = {
     "lora_transformer_<diffusers> DoRA of columns": Format(
         "diffusers", joined("lora_transformer_"), "column dora", alpha=True, names=KOHYA,
     ),
+    "ai-toolkit, DoRA": Format("bfl", dotted("diffusion_model."), "dora", magnitude="magnitude"),
+    "ai-toolkit, LoKr in float16": Format("bfl", dotted("diffusion_model."), "whole lokr"),
+    "fused q, k and v": Format("fused", dotted("transformer."), alpha=True),
+    "fused q, k and v, LoKr": Format("fused", joined("lycoris_"), "lokr", alpha=True),
+    "fused q, k and v, DoRA": Format("fused", dotted("base_model.model."), "dora", config={**CONFIG, "use_dora": True}),
+    "OneTrainer's backup": Format("fused by OneTrainer", dotted("transformer."), alpha=True, names=KOHYA),
     "to_q and to_v alone": Format("diffusers", dotted("transformer."), modules=("to_q", "to_v")),
     "global modules alone": Format(
         "diffusers", dotted("transformer."), alpha=True, modules=("modulation", "time_guidance_embed", "norm_out"),
     ),
 }  # fmt: skip
+
+# diffusers' names, but q, k and v in one: what that is called in the two streams of a double block.
+FUSED = {"fused": ("attn.to_qkv", "attn.to_added_qkv"), "fused by OneTrainer": ("attn.qkv", "attn.added_qkv")}
+PARTS = (("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"))
+
+
+def fuse(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """A state dict in diffusers' layout with q, k and v in one."""
+    fused = dict(state)
+    for parts, name in zip(PARTS, FUSED[layout], strict=True):
+        for first in [key for key in state if f".{parts[0]}." in key]:
+            rows = [fused.pop(first.replace(parts[0], part)) for part in parts]
+            fused[first.replace(parts[0], name)] = torch.cat(rows)
+    return fused
+
+
+def unfuse(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """The same state dict in diffusers' own layout."""
+    parts_of = dict(zip(FUSED[layout], PARTS, strict=True))
+    split = {}
+    for key, tensor in state.items():
+        name = next((name for name in parts_of if f".{name}." in key), None)
+        if name is None:
+            split[key] = tensor
+        else:
+            rows = zip(parts_of[name], tensor.chunk(3), strict=True)
+            split |= {key.replace(name, part): chunk for part, chunk in rows}
+    return split
 
 
 def linears(state: Mapping[str, Tensor]) -> list[str]:
@@ -122,7 +161,10 @@ def write(
         size: of the change at strength 1, against weights of deviation columns^-1/2.
     """
     generator = torch.Generator().manual_seed(seed)
-    base = dict(diffusers) if form.layout == "diffusers" else diffusers_to_bfl(diffusers)
+    if form.layout in FUSED:
+        base = fuse(diffusers, form.layout)
+    else:
+        base = dict(diffusers) if form.layout == "diffusers" else diffusers_to_bfl(diffusers)
     tensors: dict[str, Tensor] = {}
     delta = {name: torch.zeros_like(tensor) for name, tensor in base.items()}
     chosen = [name for name in linears(base) if not form.modules or any(part in name for part in form.modules)]
@@ -132,6 +174,10 @@ def write(
         scale = size * weight.shape[1] ** -0.5 / float(change.std())
         factors[next(iter(factors))] *= scale
         change = change * scale
+        if form.kind == "whole lokr":
+            factors = {name: factor.half() for name, factor in factors.items()}
+            change = torch.kron(*(factor.float() for factor in factors.values()))
+            tensors[form.key(module, "alpha")] = torch.tensor(9999999999).half()
         alpha = _alpha(form, module)
         if form.alpha:
             tensors[form.key(module, "alpha")] = torch.tensor(alpha)
@@ -146,12 +192,14 @@ def write(
         if form.kind == "dora":
             magnitude = weight.norm(dim=1) * (1 + 0.1 * torch.randn(weight.shape[0], generator=generator))
             peft = form.names[0].startswith("lora_A")
-            name = "lora_magnitude_vector" if peft else "dora_scale"
+            name = form.magnitude if peft else "dora_scale"
             tensors[form.key(module, name)] = magnitude if peft else magnitude[:, None].clone()
             change = dora(weight, change, magnitude)
         tensors |= {form.key(module, name): factor.contiguous() for name, factor in factors.items()}
         delta[f"{module}.weight"] = change
-    changed = diffusers_to_bfl(delta) if form.layout == "diffusers" else delta
+    if form.layout in FUSED:
+        delta = unfuse(delta, form.layout)
+    changed = delta if form.layout == "bfl" else diffusers_to_bfl(delta)
     return Sample(tensors, {n: d for n, d in changed.items() if d.ndim == 2}, len(chosen), form.config)
 
 
@@ -204,6 +252,9 @@ def _factors(form: Format, i: int, shape: torch.Size, generator: torch.Generator
         a1, b1, a2, b2 = draw(out, RANK), draw(RANK, into), draw(out, RANK), draw(RANK, into)
         named = {"hada_w1_a": a1, "hada_w1_b": b1, "hada_w2_a": a2, "hada_w2_b": b2}
         return named, (a1 @ b1) * (a2 @ b2), RANK
+    if form.kind == "whole lokr":
+        w1, w2 = draw(4, 4), draw(out // 4, into // 4)
+        return {"lokr_w1": w1, "lokr_w2": w2}, torch.kron(w1, w2), None
     if form.kind == "lokr":
         return _lokr(form, i, out, into, draw)
     a, b = draw(RANK, into), draw(out, RANK)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from klein_cns.klein import KleinPipeline
-from klein_cns.lora import LoraSpec, parse_loras
+from klein_cns.lora import LoraSpec, parse_loras, stack
 from safetensors.torch import load_file, save_file
 
 SMALL = {"num_inference_steps": 2, "seed": 5, "image_size": (64, 64)}
@@ -62,10 +64,33 @@ def test_what_a_user_may_write(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "path", ["C:/x.safetensors", r"C:\a b\x.safetensors", "c:x.sft", r"\\?\D:\x.sft", r"\\host\share\x.sft"]
+)
+def test_a_drive_of_windows_is_part_of_the_path(path, monkeypatch):
+    """With a scale and without, on every system."""
+    monkeypatch.setattr(stack, "find_weights", lambda path: path)
+    for given in (path, Path(path) if "/" in path else path, {"path": path}):
+        assert parse_loras([given]) == [LoraSpec(path, 1.0)]
+    for scale in (0.5, -2.0):
+        assert parse_loras([f"{path}:{scale}", (path, scale)]) == [LoraSpec(path, scale)] * 2
+    with pytest.raises(ValueError, match="'strong' after the colon is no number"):
+        parse_loras([f"{path}:strong"])
+
+
+def test_a_folder_of_one_letter_may_have_a_scale(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a").mkdir()
+    Path("a/adapter_model.safetensors").write_bytes(b"")
+    assert parse_loras(["a:0.5"]) == [LoraSpec("a", 0.5)]
+
+
+@pytest.mark.parametrize(
     ("value", "says"),
     [
         ("missing.safetensors", "LoRA missing.safetensors does not exist"),
         ("missing.safetensors:0.5", "LoRA missing.safetensors does not exist"),
+        ("C:/missing.safetensors", "LoRA missing.safetensors does not exist"),
+        ("C:/missing.safetensors:0.5", "LoRA missing.safetensors does not exist"),
         ("a.safetensors:strong", "'strong' after the colon is no number"),
         ("a.safetensors:nan", "scale of LoRA a.safetensors is nan"),
         (("a.safetensors", 10**400), "scale of LoRA a.safetensors is 10+.*; it must be a finite number"),

@@ -106,7 +106,8 @@ def test_every_format_applies_exactly_on_the_diffusers_host(name, pipe, other, s
     expected = with_changes(other, state, sample.delta)
     assert float((expected - plain).abs().max()) > 1e-3
     assert error(run(pipe.transformer), expected) <= EXACT
-    words = "merged" if FORMATS[name].kind in ("lokr", "loha", "diff", "column dora") else "as peft adapters"
+    merged = ("lokr", "whole lokr", "loha", "diff", "column dora")
+    words = "merged" if FORMATS[name].kind in merged else "as peft adapters"
     assert words in report.how
     remove_loras(pipe)
     assert torch.equal(run(pipe.transformer), plain)

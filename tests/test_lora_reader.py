@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import random
 import re
 import resource
 import struct
+import sys
 import time
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
-from klein_cns.lora import LoraError, examine_lora, load_lora
+from klein_cns.lora import LoKr, Lora, LoraError, LowRank, Report, Update, examine_lora, load_lora, load_loras
 from klein_cns.lora import load as loading
+from klein_cns.lora import read as reading
 from klein_cns.lora.canonical import canonical
 from klein_cns.lora.names import locate
 from klein_cns.lora.read import FIRST_BAD, is_finite, read_lora
 from klein_cns.lora.updates import LoHa
 from klein_cns.weights.architecture import ARCHITECTURES, DEV, KLEIN_4B, KLEIN_9B, TINY
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 MUTATIONS = 10_000
 Q = "transformer.transformer_blocks.{}.attn.to_{}.lora_{}.weight"
@@ -123,6 +129,116 @@ def test_a_parameter_that_is_not_understood_is_no_change_without_it(file):
     for name in ("lora_E", "lora_E.default", "weight", "base_layer.weight"):
         key = f"transformer.transformer_blocks.0.attn.to_q.{name}"
         refused(file, {**whole, key: torch.ones(2, 1)}, rf"parameter {name} of transformer\..*to_q that is not under")
+
+
+@pytest.mark.parametrize("role", ["up", "down", "magnitude_vector", "lora_bias", "reshape", "scale", "form"])
+def test_no_key_but_a_trainers_own_is_a_factor(file, role):
+    """Least of all a name that is only used inside the reader."""
+    stray = {f"transformer.transformer_blocks.0.attn.to_q.{role}": torch.ones((128, 2) if role == "up" else (2, 128))}
+    refused(file, {**attention(), **stray}, rf"has a parameter {role} of .*to_q that is not understood")
+
+
+INFINITE = torch.tensor(9999999999).half()  # the alpha of ai-toolkit, in the type that it saves
+WHOLE = {"lokr_w1": torch.ones(4, 4), "lokr_w2": torch.ones(32, 32)}
+
+
+@pytest.mark.parametrize("alpha", [INFINITE, torch.tensor(70000.0).half(), INFINITE.float(), torch.tensor([70000.0])])
+def test_an_alpha_that_is_not_used_may_be_too_large_for_its_type(file, alpha):
+    """Of ai-toolkit and of LyCORIS, which gives whole factors their dimension as alpha."""
+    for factors, expected in (
+        (WHOLE, torch.kron(WHOLE["lokr_w1"], WHOLE["lokr_w2"])),
+        ({"diff": torch.ones(128, 128)}, torch.ones(128, 128)),
+    ):
+        save_file({f"lycoris_proj_out.{name}": t for name, t in {**factors, "alpha": alpha}.items()}, file)
+        lora = load_lora(file, TINY)
+        assert torch.equal(lora.updates[0].change(1.0, expected), expected) and lora.report.alpha == "none"
+
+
+@pytest.mark.parametrize(
+    ("factors", "alpha", "config"),
+    [
+        ({"lora_down.weight": torch.ones(2, 128), "lora_up.weight": torch.ones(128, 2)}, INFINITE, {}),
+        ({"lokr_w1": torch.ones(4, 4), "lokr_w2_a": torch.ones(32, 2), "lokr_w2_b": torch.ones(2, 32)}, INFINITE, {}),
+        ({f"hada_w{i}_{x}": torch.ones(*size) for i in (1, 2) for x, size in (("a", (128, 2)), ("b", (2, 128)))},
+         INFINITE, {}),
+        (WHOLE, INFINITE, {"peft_type": "LOKR", "r": 2}),  # peft scales whole factors too
+        (WHOLE, -INFINITE, {}),
+        (WHOLE, torch.tensor(float("nan")), {}),
+    ],
+)  # fmt: skip
+def test_an_alpha_that_is_used_or_no_number_must_be_finite(file, factors, alpha, config):
+    tensors = {f"transformer.proj_out.{name}": tensor for name, tensor in {**factors, "alpha": alpha}.items()}
+    (file.parent / "adapter_config.json").write_text(json.dumps(config))
+    refused(file, tensors, r"has as alpha of transformer\.proj_out no finite number")
+
+
+@pytest.mark.parametrize("fused", ["attn.to_qkv", "attn.to_added_qkv", "attn.qkv", "attn.added_qkv"])
+def test_q_k_and_v_in_one_are_bfls_rows(file, fused):
+    stream, apart = ("txt", "add_q_proj") if "added" in fused else ("img", "to_q")
+    module = low_rank(f"transformer_blocks.1.{fused}", 384)
+    save_file(module, file)
+    (update,) = load_lora(file, TINY).updates
+    assert (update.weight, update.rows) == (f"double_blocks.1.{stream}_attn.qkv.weight", None)
+    refused(file, {**module, **low_rank(f"transformer_blocks.1.attn.{apart}")}, "changes one weight twice")
+    refused(file, low_rank(f"transformer_blocks.1.{fused}"), "changes .* as 128x128, but .*, there it is 384x128")
+    assert locate(f"single_transformer_blocks.1.{fused}") is None
+
+
+def test_a_lora_for_another_input_width_is_refused(file):
+    """With ``reshape_weight``, as ComfyUI converts BFL's LoRAs for FLUX.1 that take a second picture."""
+    def with_size(into, size):
+        key = "diffusion_model.img_in"
+        return {**attention(), **low_rank("img_in", 128, into, prefix="diffusion_model."),
+                f"{key}.reshape_weight": torch.tensor(size)}  # fmt: skip
+
+    refused(file, with_size(256, [128, 256]), "changes diffusion_model.img_in as 128x256, but .*, there it is 128x128")
+    for size in ([128, 256], [256, 128], [128], [], [[128, 128, 1]], [float("nan"), 128.0]):
+        refused(file, with_size(128, size), "reshape_weight for diffusion_model.img_in that does not fit its factors")
+    refused(file, {"img_in.reshape_weight": torch.tensor([128, 256])}, "has a reshape_weight for img_in but no factors")
+    save_file(with_size(128, [128, 128]), file)
+    assert load_lora(file, TINY).report.applied == 7
+
+
+OTHER_KINDS = {
+    "OFT": ({"oft_blocks": (4, 2, 2)}, {"oft_diag": (4, 2)}, {"oft_R.weight": (4, 6)}, {"oft_R.default.weight": (4, 6)},
+            {"oft_r": (4, 2, 2)}, {"oft_R.weight": (4, 6), "oft_R.scaled_oft": (1,)}),
+    "BOFT": ({"boft_R": (1, 4, 2, 2), "boft_s": (128, 1)}, {"boft_R.default": (1, 4, 2, 2), "boft_s.default": (1,)}),
+    "IA3": ({"ia3_l": (1, 128)}, {"ia3_l.default": (1, 128)}, {"weight": (128,), "on_input": ()}),
+    "VeRA": ({"vera_lambda_b": (128,), "vera_lambda_d": (2,)}, {"vera_lambda_b.default": (128,)}),
+    "T-LoRA": ({"q_layer.weight": (2, 128), "p_layer.weight": (128, 2), "lambda_layer": (1, 2), "base_p.weight": (1,),
+                "base_q.weight": (1,), "base_lambda": (1, 2)},),
+    "LoRA of MLX": ({"lora_a": (128, 2), "lora_b": (2, 128)},),
+    "GLoRA": ({"a1.weight": (2, 2), "a2.weight": (2, 2), "b1.weight": (2, 2), "b2.weight": (2, 2)},),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_other_kinds_are_named_for_what_they_are(file, kind):
+    """Alone they are refused, beside a LoRA they are left out; by keys of LyCORIS, OneTrainer, peft, T-LoRA and MLX."""
+    says = f"{re.escape(kind)} is not supported"
+    for parameters in OTHER_KINDS[kind]:
+        tensors = {f"transformer.proj_out.{name}": torch.ones(size) for name, size in parameters.items()}
+        refused(file, tensors, rf"holds nothing that applies to .* \({says}")
+        save_file({**attention(), **tensors}, file)
+        report = load_lora(file, TINY).report
+        assert report.applied == 6 and [module for module, _ in report.left_out] == ["transformer.proj_out"]
+        assert re.match(says, report.left_out[0][1])
+    shared = {"base_model.vera_A": torch.ones(2, 2)}  # by all modules
+    refused(file, {**tensors, **shared}, "VeRA is not supported")
+
+
+def test_a_split_module_is_called_so(file):
+    """As sd-scripts trains q, k and v, and the MLP beside them, of one of BFL's modules."""
+    for module, parts in (("double_blocks_0_img_attn_qkv", 3), ("single_blocks_1_linear1", 4)):
+        tensors = {f"lora_unet_{module}.alpha": torch.tensor(2.0)}
+        for i in range(parts):
+            tensors |= {f"lora_unet_{module}.lora_down.{i}.weight": torch.ones(2, 128),
+                        f"lora_unet_{module}.lora_up.{i}.weight": torch.ones(128, 2)}  # fmt: skip
+        says = refused(file, tensors, rf"holds (up|down) of lora_unet_{module} split into {parts} parts")
+        assert "adapters" not in says and "save it again" in says
+    peft = {name.replace("lora_A", f"lora_A.{i}").replace("lora_B", f"lora_B.{i}"): tensor
+            for i in (0, 1) for name, tensor in attention(1, "q").items()}  # fmt: skip
+    refused(file, peft, r"holds several adapters \(0, 1\)")
 
 
 @pytest.mark.parametrize(
@@ -324,22 +440,151 @@ def test_a_file_written_again_at_once_is_read_again(file):
         assert load_lora(file, TINY).updates[0].form.diff[0, 0] == value
 
 
-def test_nothing_is_read_twice_and_the_store_is_bounded(tmp_path, monkeypatch):
-    reads = []
+class Model:
+    """What a LoRA is loaded for."""
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The names of the files that are read."""
+    names = []
     read = loading.read_lora
-    monkeypatch.setattr(loading, "read_lora", lambda path: reads.append(path.name) or read(path))
-    files = [tmp_path / f"{i}.safetensors" for i in range(2 * loading.KEPT)]
+    monkeypatch.setattr(loading, "read_lora", lambda path: names.append(path.name) or read(path))
+    return names
+
+
+def written(folder, count):
+    files = [folder / f"{i}.safetensors" for i in range(count)]
     for path in files:
         save_file(attention(), path)
-        load_lora(path, TINY)
-    assert len(reads) == len(files) and len(loading._kept) <= loading.KEPT
+    return files
+
+
+def test_no_lora_of_a_models_stack_is_read_twice(tmp_path, reads):
+    """Nor one that something still holds; one that was trained on is."""
+    model, files = Model(), written(tmp_path, 5)
     for _ in range(3):
-        load_lora(files[-1], TINY)
-    assert len(reads) == len(files)
-    save_file(attention(parts="q"), files[-1])
-    assert load_lora(files[-1], TINY).report.applied == 2 and len(reads) == len(files) + 1
-    load_lora(files[0], TINY)
-    assert len(reads) == len(files) + 2
+        load_loras(files[:2], TINY, model)
+        load_loras(files[2:3], TINY, model)  # another stack, chained
+    assert reads == ["0.safetensors", "1.safetensors", "2.safetensors"]
+    held = load_lora(files[3], TINY)
+    assert load_lora(files[3], TINY) is held and load_loras([files[3]], TINY, Model()) == [held]
+    assert reads[3:] == ["3.safetensors"]
+    save_file(attention(parts="q"), files[3])
+    assert load_lora(files[3], TINY).report.applied == 2 and reads[4:] == ["3.safetensors"]
+
+
+def test_a_lora_that_no_model_uses_is_let_go(tmp_path, reads):
+    model, other, files = Model(), Model(), written(tmp_path, 6)
+    loras = {path.name: weakref.ref(load_loras([path], TINY, model)[0]) for path in files[:5]}
+    assert [name for name, lora in loras.items() if lora()] == [path.name for path in files[2:5]]  # the last three
+    kept = weakref.ref(load_loras([files[5]], TINY, other)[0])
+    used = load_loras([files[4]], TINY, model)
+    del model
+    gc.collect()
+    assert [name for name, lora in loras.items() if lora()] == ["4.safetensors"]  # by `used` alone
+    assert kept() is not None
+    del used, other
+    gc.collect()
+    assert not any(lora() for lora in (*loras.values(), kept)) and not loading._kept
+
+
+def test_what_is_kept_is_bounded_in_bytes(tmp_path, reads, monkeypatch):
+    model, files = Model(), written(tmp_path, 3)
+    size = load_lora(files[0], TINY).size
+    assert size == 12 * 2 * 128 * 4  # of float32
+    monkeypatch.setattr(loading, "MAX_KEPT", 2 * size)
+    loras = [weakref.ref(lora) for lora in load_loras(files, TINY, model)]
+    assert [lora() is not None for lora in loras] == [True, True, False]
+    monkeypatch.setattr(loading, "MAX_KEPT", size - 1)
+    assert len(load_loras(files, TINY, model)) == 3 and not loading._kept
+
+
+def test_bytes_count_what_a_change_takes_in_memory_and_no_tensor_twice():
+    shared, other = torch.zeros(4, 128), torch.zeros(8)
+    updates = (
+        Update("a", None, LowRank(shared[:2], shared.T[:, :2], 1.0)),
+        Update("b", None, LoKr((other,), (other, shared), 1.0), shared[2:]),
+    )
+    assert Lora(updates, Report("x")).size == 4 * (4 * 128 + 8)
+
+
+def test_a_file_is_neither_mapped_nor_open_once_it_is_read(file):
+    """So that nothing is locked on Windows, and a file truncated in place ends no process."""
+    save_file(attention(), file)
+    lora = load_lora(file, TINY)
+    before = [update.form.delta() for update in lora.updates]
+    if sys.platform == "linux":
+        assert str(file) not in Path("/proc/self/maps").read_text()
+        assert str(file) not in [os.readlink(one) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+    os.truncate(file, 10)
+    assert all(torch.equal(update.form.delta(), delta) for update, delta in zip(lora.updates, before, strict=True))
+
+
+def test_a_file_that_is_cut_or_changed_while_it_is_read(file, monkeypatch):
+    """A trainer may write it at the moment; the next run finds it whole."""
+    save_file(attention(), file)
+    content = file.read_bytes()
+    header = reading.read_file_header
+
+    def cut(*args):
+        found = header(*args)
+        os.truncate(file, len(content) - 500)
+        return found
+
+    monkeypatch.setattr(reading, "read_file_header", cut)
+    with pytest.raises(LoraError, match=r"LoRA a\.safetensors was cut short while it was read; run again"):
+        load_lora(file, TINY)
+    monkeypatch.setattr(reading, "read_file_header", header)
+    file.write_bytes(content)
+
+    def overwritten(path):
+        found = read_lora(path)
+        path.write_bytes(content)
+        os.utime(path, ns=(1, 1))
+        return found
+
+    monkeypatch.setattr(loading, "read_lora", overwritten)
+    with pytest.raises(LoraError, match=r"LoRA a\.safetensors changed while it was read; run again"):
+        load_lora(file, TINY)
+    monkeypatch.undo()
+    assert load_lora(file, TINY).report.applied == 6
+
+
+def test_only_what_changes_the_model_is_read(file):
+    """Not the weights of a checkpoint that lies among the LoRAs, which may be larger than the memory."""
+    tensors = {**attention(), "model.diffusion_model.double_blocks.0.img_attn.qkv.weight": torch.ones(384, 128),
+               "text_encoder.layers.0.mlp.up_proj.lora_A.weight": torch.ones(2, 128)}  # fmt: skip
+    save_file(tensors, file)
+    raw = read_lora(file)
+    assert set(raw.tensors) == set(attention()) and set(raw.keys) == set(tensors)
+
+
+def test_tensors_are_on_the_cpu_whatever_the_default_device(file):
+    save_file({**attention(), "transformer.norm_out.linear.diff": torch.ones(256, 128)}, file)
+    torch.set_default_device("meta")
+    try:
+        lora = load_lora(file, TINY)
+    finally:
+        torch.set_default_device(None)
+    assert {tensor.device.type for update in lora.updates for tensor in update.tensors()} == {"cpu"}
+
+
+def test_every_type_is_read_as_the_library_reads_it(file):
+    """Also where tensors do not lie at a multiple of their size."""
+    values = torch.tensor([0, 1, 2, 3, 100])
+    tensors = {f"proj_out.lora_A.{name}": values.to(dtype) for name, dtype in reading.DTYPES.items()}
+    entries, data = {}, b""
+    for name, tensor in tensors.items():
+        content = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        dtype = name.rpartition(".")[2]
+        entries[name] = {"dtype": dtype, "shape": [5], "data_offsets": [len(data), len(data) + len(content)]}
+        data += content
+    header_file(file, dict(sorted(entries.items())), data)
+    found = reading.read_lora(file).tensors
+    for name, tensor in load_file(file).items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name].float(), tensor.float()), name
+        assert torch.equal(tensor.float(), tensors[name].float())
 
 
 @pytest.mark.parametrize("dtype", FIRST_BAD)

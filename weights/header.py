@@ -28,10 +28,12 @@ BITS = {
 
 
 class StoredTensor(NamedTuple):
-    """A tensor as a header describes it: the dtype as safetensors writes it (``BF16``), and the stored shape."""
+    """A tensor as a header describes it: the dtype as safetensors writes it (``BF16``), the stored shape, and the byte
+    of the file that its data start at."""
 
     dtype: str
     shape: tuple[int, ...]
+    start: int = 0
 
 
 def read_file_header(
@@ -79,7 +81,12 @@ def read_file_header(
         if not _is_tensor(entry):
             raise ValueError(f"{label} is damaged: the header's entry {name[:MAX_NAME]} describes no tensor.")
     _check_offsets(label, entries, size - 8 - length)
-    return {name: StoredTensor(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}, metadata
+    data = 8 + length
+    stored = {
+        name: StoredTensor(entry["dtype"], tuple(entry["shape"]), data + entry["data_offsets"][0])
+        for name, entry in entries.items()
+    }
+    return stored, metadata
 
 
 def _is_tensor(entry: Any) -> bool:

@@ -200,7 +200,7 @@ def _shape(header: Header, name: str) -> tuple[int, ...]:
 
 def _columns(header: Header, name: str, hidden: int) -> int:
     """Columns of a weight as they are when unpacked."""
-    dtype, shape = header.tensors[name]
+    dtype, shape = header.tensors[name].dtype, header.tensors[name].shape
     columns = shape[1] if len(shape) > 1 else 0
     if dtype == "U8":
         return 2 * columns

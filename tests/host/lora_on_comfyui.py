@@ -6,12 +6,15 @@ CASES.json: ``weights`` (a BFL state dict), ``quantise`` (none, fp8 storage, or 
 ``compile`` (whether the output is taken through torch.compile too), and ``cases``: each a list of steps on a fresh
 MODEL, either ``{"klein": [[file, strength], ...], "apply": mode}`` or ``{"comfyui": file, "strength": s, "bypass":
 bool}``, and where to write what came out: every weight as it acts under BFL's name, ``output``, the model's, and in the
-metadata how the updates of each LoRA were applied.
+metadata how the updates of each LoRA were applied. ``held``, where given, are four files: printed is which of them are
+in memory while a MODEL has the first and others were loaded since, without that MODEL, and without any.
 """
 
+import gc
 import importlib.util
 import json
 import sys
+import weakref
 from pathlib import Path
 
 pack, cases = sys.argv[1:]
@@ -94,9 +97,32 @@ def measure(model, inputs, names, compiled=None):
     return found
 
 
+def held(state, files):
+    from klein_pack.nodes.lora_stack import APPLIED, with_loras
+
+    def put(model, file):
+        return with_loras(model, [(file, 1.0, 1.0)], [file], "auto")[0]
+
+    model = load_model(state, "")
+    first = put(model, files[0])
+    loras = [weakref.ref(first.get_attachment(APPLIED)[0][1])]
+    loras += [weakref.ref(put(model, file).get_attachment(APPLIED)[0][1]) for file in files[1:]]
+    found = []
+    for variable in ("", "first", "model"):
+        if variable == "first":
+            del first
+        if variable == "model":
+            del model
+        gc.collect()
+        found.append([lora() is not None for lora in loras])
+    print(json.dumps(found))
+
+
 def main():
     given = json.loads(Path(cases).read_text())
     state, inputs = load_file(given["weights"]), load_file(given["inputs"])
+    if given["held"]:
+        return held(state, given["held"])
     model = load_model(state, given["quantise"])
     names = [name for name, tensor in state.items() if tensor.ndim == 2]
     compiled = torch.compile(model.model.diffusion_model, backend="eager") if given["compile"] else None

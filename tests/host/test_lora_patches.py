@@ -45,21 +45,31 @@ class Cases:
 
     def run(self, quantise="", compile=False):
         """(plain, the result of each case, plain again)."""
+        given = self._start(quantise=quantise, compile=compile)[0]
+        return (
+            load_file(given["plain"]),
+            [load_file(case["result"]) for case in self.cases],
+            load_file(given["after"]),
+        )
+
+    def held(self, files):
+        """What ``lora_on_comfyui.py`` prints of these."""
+        return json.loads(self._start(held=[str(file) for file in files])[1].splitlines()[-1])
+
+    def _start(self, quantise="", compile=False, held=()):
+        """The files of a run, and what it printed."""
         python_folder, python = self.comfyui
         given = {name: str(self.folder / f"{name}.safetensors") for name in ("weights", "inputs", "plain", "after")}
         file = self.folder / "cases.json"
-        file.write_text(json.dumps({**given, "quantise": quantise, "compile": compile, "cases": self.cases}))
+        options = {"quantise": quantise, "compile": compile, "held": held, "cases": self.cases}
+        file.write_text(json.dumps({**given, **options}))
         done = subprocess.run(
             [python, SCRIPT, ROOT, file], cwd=python_folder, capture_output=True, text=True, check=False, timeout=600,
             env={**os.environ, "PYTHONPATH": str(python_folder)},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]
         assert "ERROR" not in done.stderr and "not loaded" not in done.stderr, done.stderr[-4000:]
-        return (
-            load_file(given["plain"]),
-            [load_file(case["result"]) for case in self.cases],
-            load_file(given["after"]),
-        )
+        return given, done.stdout
 
 
 @pytest.fixture
@@ -205,3 +215,9 @@ def test_quantised_weights_are_left_alone_unless_a_dora_needs_them(cases, state,
         (plain_lora, dora_alone) = json.loads(file.metadata()["how"])
     quantised = {"bypassed": 39} if quantise == "storage" else {"bypassed": 30, "merged": 9}
     assert plain_lora == quantised and dora_alone == {"merged": 39}
+
+
+def test_a_lora_is_in_memory_as_long_as_a_model_uses_it(cases, state, tmp_path, seed):
+    """And the last three as long as the model that they were put on, so that changing a strength reads no file."""
+    files = [saved(COMFYUI_READS, state, tmp_path, seed + i)[0][0] for i in range(4)]
+    assert cases.held(files) == [[True] * 4, [False, True, True, True], [False] * 4]

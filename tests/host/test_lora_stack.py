@@ -56,11 +56,15 @@ def path(server, name):
     return server.base / "models" / "loras" / name
 
 
+SLOTS = [f"{name}_{i}" for i in (1, 2, 3) for name in ("lora", "strength")]
+
+
 def test_every_input_has_a_tooltip_and_the_model_is_optional(server):
+    """So is every input, for a prompt of the API; in the order in which saved workflows have the widgets' values."""
     info = server.get("/object_info/KleinLoraStack")["KleinLoraStack"]
-    inputs = {**info["input"]["required"], **info["input"]["optional"]}
+    inputs = info["input"]["optional"]
+    assert not info["input"].get("required") and list(inputs) == ["model", *SLOTS, "lora_stack", "apply"]
     assert not [name for name, spec in inputs.items() if not (len(spec) > 1 and spec[1].get("tooltip"))]
-    assert {"model", "lora_stack"} <= set(info["input"]["optional"])
     assert info["output"] == ["MODEL", "LORA_STACK"] and inputs["apply"][1]["advanced"]
 
 
@@ -138,6 +142,11 @@ def test_refusals_are_sentences(server, loras):
         (stack(**ready, lora_1="../outside.safetensors"), "lies outside models/loras/"),
         (stack(**ready, lora_1="..\\\\outside.safetensors"), "lies outside models/loras/"),
         (stack(**ready, lora_1=str(path(server, loras[0]))), "lies outside models/loras/"),
+        *((stack(**ready, lora_1=name), "lies outside models/loras/") for name in (
+            "C:/lora1.safetensors", "c:lora1.safetensors", "C:\\lora1.safetensors", "folder0/C:/lora1.safetensors",
+            "folder0\\d:lora1.safetensors", "//host/share/lora1.safetensors", "\\\\?\\C:\\lora1.safetensors",
+        )),
+        (stack(**ready, lora_1=7), "lora_1 is 7; give the name of a file in models/loras/, or none"),
         (stack(**ready, lora_1="bad.safetensors"), "LoRA bad.safetensors is no safetensors file"),
         (stack(**ready, lora_1=loras[0], strength_1=float("nan")), "strength_1 is nan; it must be a finite number"),
         (stack(**ready, lora_stack=["other", 1], **four), "4 LoRAs are stacked"),
@@ -162,6 +171,27 @@ def test_a_file_that_changed_is_read_again(server, loras):
         server.run(prompt)
         results.append(made(server, "lora"))
     assert not torch.allclose(results[0], results[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("absent", [None, "None", "none", "NONE", "", "  ", " none\t", "no key"])
+def test_an_absent_lora_of_a_prompt_of_the_api_is_none(server, loras, absent):
+    given = {"lora_1": absent, "strength_1": 0.5, "lora_2": loras[1], "strength_2": 0.25, "lora_3": absent}
+    if absent == "no key":
+        given = {"lora_2": loras[1], "strength_2": 0.25}
+    prompt = {"last": node("KleinLoraStack", **given), "show": node("ProbeStack", stack=["last", 1])}
+    assert server.run(prompt)["outputs"]["show"]["stack"] == [[loras[1], 0.25, 0.25]]
+    given["lora_2"] = absent if absent != "no key" else None
+    outputs = server.run(graph(last=node("KleinLoraStack", model=["loader", 0], **given)))["outputs"]
+    assert outputs["last"]["text"] == ["no LoRA is chosen"] and outputs["last"]["klein_loras"] == []
+
+
+def test_a_prompt_may_leave_out_what_is_as_the_node_has_it(server, loras):
+    """The strength is 1 then, and apply is auto."""
+    outputs = server.run(graph(last=node("KleinLoraStack", model=["loader", 0], lora_3=loras[1])))["outputs"]
+    (report,) = outputs["last"]["klein_loras"]
+    assert (report["file"], report["strength"], report["how"]) == (loras[1], 1.0, "31 merged")
+    bare = {"last": node("KleinLoraStack"), "show": node("ProbeStack", stack=["last", 1])}
+    assert server.run(bare)["outputs"]["show"]["stack"] == []
 
 
 def test_no_model_is_loaded_for_a_stack_alone(server, loras):
