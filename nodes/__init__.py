@@ -14,6 +14,7 @@ from .cns_sampler import CNSSampler
 from .decode import KleinDecode
 from .edit_conditioner import KleinEditConditioner
 from .fal_edit import KleinFalEdit
+from .fal_requests import KleinFalRequests
 from .lora_stack import KleinLoraStack
 from .route import KleinRoute
 
@@ -25,4 +26,4 @@ class KleinExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         local = [KleinBaseLoader, KleinLoraStack, KleinEditConditioner, CNSKSampler, CNSSampler, KleinDecode]
-        return [*local, KleinFalEdit, KleinRoute]
+        return [*local, KleinFalEdit, KleinFalRequests, KleinRoute]

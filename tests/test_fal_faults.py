@@ -281,7 +281,7 @@ def judge(found, says, warns=""):
 def test_fault(case, fal, tmp_path, monkeypatch):
     machine, options = Machine(tmp_path, fal), dict(case.run)
     machine.address = options.pop("address", machine.address)
-    for option, limit in (("max_file", "download.MAX_FILE"), ("max_answer", "client.MAX_ANSWER")):
+    for option, limit in (("max_file", "limits.MAX_FILE"), ("max_answer", "limits.MAX_ANSWER")):
         if option in options:
             monkeypatch.setattr(f"klein_cns.remote.{limit}", options.pop(option))
     for name, value in case.fal.items():

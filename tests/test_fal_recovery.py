@@ -19,7 +19,7 @@ import pytest
 from fal_runs import QUICK, Machine, order
 from fal_server import KEY, FalServer, answer, drop, png, stall
 from klein_cns.remote.errors import RemoteError
-from klein_cns.remote.run import JOURNAL
+from klein_cns.remote.journal import NAME as JOURNAL
 
 CHILD = Path(__file__).with_name("fal_child.py")
 POINTS = ("submit", "status", "result", "file")

@@ -16,8 +16,9 @@ from klein_cns.klein import sizes
 from klein_cns.remote import fields as fal_fields
 from klein_cns.remote.errors import RemoteError
 from klein_cns.remote.fields import FalFields
-from klein_cns.remote.interrupt import run_interruptibly, within
+from klein_cns.remote.interrupt import run_interruptibly
 from klein_cns.remote.key import read_key
+from klein_cns.remote.limits import within
 from klein_cns.remote.order import make_order, parse_image_urls, parse_lora_urls
 from klein_cns.remote.pictures import decode, encode_png, pixel_digest
 from klein_cns.remote.request import EditRequest, TextRequest, body
