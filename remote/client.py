@@ -100,7 +100,7 @@ class Api:
             url = httpx.URL(self.base)
         except httpx.InvalidURL:
             raise NotAccepted(f"{ADDRESS} is {self.base!r}, which is no address. Correct it or remove it.") from None
-        if url.scheme != "https" and (url.scheme, url.host) not in PLAIN:
+        if not url.host or (url.scheme != "https" and (url.scheme, url.host) not in PLAIN):
             raise NotAccepted(f"{ADDRESS} is {self.base!r}; it must begin with https://, the key travels there.")
         self.key, self.address, self._waits, self._host = key, address, waits, url.host
         self.secrets = Secrets(key, hide)
@@ -279,9 +279,9 @@ def connection_fault(error: Exception, host: str) -> tuple[str, bool]:
         found = found.__cause__ or found.__context__
     if isinstance(error, httpx.ProxyError):
         return f"the proxy to {host} refuses ({_name(error)}). Correct {_named(PROXIES)} and restart.", True
-    return (
-        f"{host} cannot be reached ({_name(error)}). Connect to the network and run again with the same seed.", True
-    )
+    proxies = _named(PROXIES[:3], "")
+    network = f"Connect to the network, or correct {proxies}," if proxies else "Connect to the network"
+    return f"{host} cannot be reached ({_name(error)}). {network} and run again with the same seed.", True
 
 
 def _settings_fault(error: Exception) -> str:
@@ -306,10 +306,10 @@ def _settings_fault(error: Exception) -> str:
     )
 
 
-def _named(names: Sequence[str]) -> str:
+def _named(names: Sequence[str], none: str = "the system's proxy setting") -> str:
     """Those variables that are set, in words."""
     found = [name for name in names if os.environ.get(name) or os.environ.get(name.lower())]
-    return " or ".join(found) or "the system's proxy setting"
+    return " or ".join(found) or none
 
 
 def _status(body: Any) -> Status | None:

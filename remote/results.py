@@ -65,16 +65,18 @@ async def save(session: Session, row: Row) -> Row:
         Unobtainable: pictures are gone, and nothing else is wrong.
         RemoteError: a picture could not be fetched or written this time. The others are files all the same.
     """
-    waits, began, tried = session.waits, time.monotonic(), 0
+    waits, began, tried, cut_off = session.waits, time.monotonic(), 0, 0
     while True:
         row, faults = await _save_missing(session, row)
         if not faults:
             return session.journal.update(row, SAVED, response=_without_inline(row.response, row.files))
         tried += 1
         waiting = time.monotonic() - began < waits.gone or tried < LOOKS
-        gone = [fault for fault in faults if isinstance(fault, Gone)]
-        cut = [fault for fault in faults if isinstance(fault, Interrupted)]
-        if not ((gone and waiting) or (cut and tried < waits.tries)):
+        gone = any(isinstance(fault, Gone) for fault in faults)
+        cut = any(isinstance(fault, Interrupted) for fault in faults)
+        if cut:
+            cut_off += 1
+        if not ((gone and waiting) or (cut and cut_off < waits.tries)):
             break
         session.progress(f"{faults[0]} Asking again.")
         await asyncio.sleep(min(waits.backoff * 2 ** (tried - 1), waits.longest_backoff))
