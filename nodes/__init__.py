@@ -12,6 +12,7 @@ from .decode import KleinDecode
 from .edit_conditioner import KleinEditConditioner
 from .errors import with_plain_errors
 from .fal_edit import KleinFalEdit
+from .fal_requests import KleinFalRequests
 from .lora_stack import KleinLoraStack
 from .route import KleinRoute
 
@@ -23,4 +24,4 @@ class KleinExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         local = [KleinBaseLoader, KleinLoraStack, KleinEditConditioner, CNSKSampler, CNSSampler, KleinDecode]
-        return [with_plain_errors(node) for node in (*local, KleinFalEdit, KleinRoute)]
+        return [with_plain_errors(node) for node in (*local, KleinFalEdit, KleinFalRequests, KleinRoute)]

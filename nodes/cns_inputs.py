@@ -41,12 +41,6 @@ def cns_inputs(switch: bool = True) -> list[io.Input]:
     return [*common, *(widget(public_name(spec.name), spec, advanced=True) for spec in local), _gamma_file()]
 
 
-def cns_params(values: dict[str, Any]) -> CNSParams:
-    """The parameters from a node's widget values, its other inputs left aside."""
-    names = {public_name(spec.name) for spec in fields(CNSParams)}
-    return CNSParams.from_endpoint({name: value for name, value in values.items() if name in names})
-
-
 def load_progress(params: CNSParams, gamma_file: str) -> ProgressMatrix | None:
     """The matrix that ``cns_gamma_file`` names; None where γ does not come from a matrix.
 

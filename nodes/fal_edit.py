@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..klein.references import to_image, to_pixels
 from ..remote.fields import AUTO, CUSTOM, IMAGE_SIZES, MAX_IMAGES, MAX_LORAS, MAX_SIDE, MIN_SIDE, FalFields
-from ..sampler.params import CNSParams
-from .cns_inputs import CATEGORY, GAMMA_FILE, cns_inputs, cns_params, widget
+from ..sampler.params import LOCAL_NAMES, CNSParams, public_name
+from .cns_inputs import CATEGORY, widget
 from .lora_stack import LoraStack, find, given_stack
 from .messages import SAYS, said, show
 from .pictures import picture_inputs, split_pictures
@@ -27,6 +27,8 @@ from .pictures import picture_inputs, split_pictures
 FOLDER = "klein_cns"  # in ComfyUI's user directory, as __klein_cns: no HTTP route reads it
 RESULTS = "klein_fal"  # in ComfyUI's output folder
 SPECS = {spec.name: spec for spec in fields(FalFields)}
+# For a node fresh from the menu: another seed is another purchase. ComfyUI before 0.14 has no such choice.
+SEED_CONTROL = io.ControlAfterGenerate.fixed if hasattr(io, "ControlAfterGenerate") else True
 
 
 class KleinFalEdit(io.ComfyNode):
@@ -38,7 +40,7 @@ class KleinFalEdit(io.ComfyNode):
             node_id="KleinFalEdit",
             display_name="Klein on fal",
             category=CATEGORY,
-            description="Makes or edits pictures with FLUX.2 [klein] 9B Base on fal, with the local nodes' controls. "
+            description="Makes or edits pictures with FLUX.2 [klein] 9B Base on fal, with the endpoint's controls. "
             "fal charges for it.",
             search_aliases=["fal", "klein remote", "klein api", "flux2 fal"],
             inputs=[
@@ -62,8 +64,8 @@ class KleinFalEdit(io.ComfyNode):
                 ),
                 _widget("guidance_scale"),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=SPECS["seed"].metadata["max"], control_after_generate=True,
-                    tooltip=_help("seed"),
+                    "seed", default=0, min=0, max=SPECS["seed"].metadata["max"],
+                    control_after_generate=SEED_CONTROL, tooltip=_help("seed"),
                 ),
                 _widget("num_inference_steps"),
                 io.Combo.Input(
@@ -75,7 +77,7 @@ class KleinFalEdit(io.ComfyNode):
                     for side in ("width", "height")
                 ),
                 *map(_widget, ("num_images", "acceleration", "enable_safety_checker", "output_format")),
-                *(entry for entry in cns_inputs() if entry.id != GAMMA_FILE),
+                *_cns_widgets(),
                 io.Float.Input(
                     "max_cost_usd", default=0.5, min=0.0, max=100.0, step=0.01,
                     tooltip="A request that costs more is refused. $0.02 for each megapixel of input and output; with "
@@ -101,6 +103,11 @@ class KleinFalEdit(io.ComfyNode):
                     "on_flagged", options=["error", "pass"], default="error", advanced=True,
                     tooltip="What to do with pictures that fal's safety checker flagged (they come black).",
                 ),
+                io.Float.Input(
+                    "max_usd_a_day", default=0.0, min=0.0, max=10000.0, step=0.5, optional=True, advanced=True,
+                    tooltip="A request is refused that would bring the spending since midnight above this; 0 is no "
+                    "limit. Klein fal Requests shows the spending.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="images", is_output_list=True, tooltip="A list: sizes may differ."),
@@ -112,11 +119,12 @@ class KleinFalEdit(io.ComfyNode):
                 io.String.Output(display_name="result", tooltip="fal's whole response, as JSON."),
             ],
             hidden=[io.Hidden.unique_id],
+            accept_all_inputs=True,  # so that a local control in an API prompt is refused, and not left out
             **SAYS,
         )
 
     @classmethod
-    def execute(cls, lora_stack: Any = None, **values: Any) -> io.NodeOutput:
+    def execute(cls, lora_stack: Any = None, max_usd_a_day: float = 0.0, **values: Any) -> io.NodeOutput:
         key, orders, runs = _remote()
         images = {name: values.pop(name) for name in list(values) if name.startswith("images.")}
         recovering = values["recover_request_id"].strip()
@@ -135,7 +143,9 @@ class KleinFalEdit(io.ComfyNode):
 
         collected = runs.run(
             order,
-            runs.Options(values["max_cost_usd"], recovering, values["resubmit_lost"], values["on_flagged"]),
+            runs.Options(
+                values["max_cost_usd"], recovering, values["resubmit_lost"], values["on_flagged"], max_usd_a_day
+            ),
             key=key.read_key(os.environ, folder / key.FILE),
             address=os.environ.get(runs.ADDRESS),
             folder=folder,
@@ -168,7 +178,7 @@ def _remote() -> tuple[Any, Any, Any]:
 
 def _order(orders: Any, pictures: list[Tensor], lora_stack: Any, values: dict[str, Any]) -> Any:
     """The node's inputs as an `Order`."""
-    params = cns_params(values)
+    params = CNSParams.from_endpoint(values)
     cns = params if params.enable_cns else CNSParams(enable_cns=False)  # off, their values decide nothing
     custom = values["image_size"] == CUSTOM
     arguments = {
@@ -194,6 +204,20 @@ def _lora_files(stack: Any, allowed: bool) -> list[tuple[Path, float]]:
             "its servers. Turn on upload_loras, or give their addresses in lora_urls."
         )
     return [(Path(find(name)), strength) for name, strength, _ in entries]
+
+
+def _cns_widgets() -> list[io.Input]:
+    """``enable_cns`` and the ``cns_*`` that the endpoint has, each with the options that it has there."""
+    found = []
+    for spec in fields(CNSParams):
+        name, meta = public_name(spec.name), spec.metadata
+        if name in LOCAL_NAMES:
+            continue
+        entry = widget(name, spec)
+        if meta.get("local"):
+            entry.options = [option for option in meta["options"] if option not in meta["local"]]
+        found.append(entry)
+    return found
 
 
 def _help(name: str) -> str:

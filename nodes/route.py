@@ -33,8 +33,8 @@ class KleinRoute(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "mode", options=list(MODES), default=MODES[0],
-                    tooltip="auto: local where the accelerator's memory holds the local branch's files times 1.2, and "
-                    "they exist; else fal. The node says why.",
+                    tooltip="auto: local where the accelerator's memory holds the largest of the local branch's files "
+                    "times 1.2, and all of them exist; else fal. The node says why.",
                 ),
                 io.Image.Input("local", optional=True, lazy=True, tooltip="The picture that this machine makes."),
                 io.Image.Input("remote", optional=True, lazy=True, tooltip="The picture that fal makes."),
@@ -78,18 +78,25 @@ def _accelerator_memory() -> int | None:
     return None if device.type == "cpu" else int(comfy.model_management.get_total_memory(device))
 
 
-def _local_files(graph: Any, link: Any) -> tuple[list[int], list[str]]:
-    """(bytes of each file that our loaders above a link load, names of those that do not exist).
+def _local_files(graph: Any, link: Any) -> tuple[dict[str, int], list[str]]:
+    """(bytes of each file that our loaders above a link put on the accelerator, names of those that do not exist).
 
     Both are empty where a name comes through a link, so that it is unknown before it is run.
     """
     loaders = [node["inputs"] for node in _above(graph, link) if node["class_type"] == KleinBaseLoader.__name__]
     if any(_is_link(inputs.get(name)) for inputs in loaders for name in LOADED.values()):
-        return [], []
-    names = {(kind, str(inputs.get(name))) for inputs in loaders for kind, name in LOADED.items()}
-    paths = {(kind, name): model_files.find(kind, name) for kind, name in sorted(names)}
-    missing = [name for (_, name), path in paths.items() if path is None]
-    return [_size(path) for path in paths.values() if path is not None], missing
+        return {}, []
+    sizes: dict[str, int] = {}
+    missing: dict[str, None] = {}  # each name once
+    for inputs in loaders:
+        for kind, entry in LOADED.items():
+            name = str(inputs.get(entry))
+            path = model_files.find(kind, name)
+            if path is None:
+                missing[name] = None
+            elif not (kind == "text_encoder" and inputs.get("text_encoder_device") == "cpu"):
+                sizes[name] = max(_size(path), sizes.get(name, 0))
+    return sizes, list(missing)
 
 
 def _above(graph: Any, link: Any) -> Iterator[dict[str, Any]]:

@@ -1,46 +1,51 @@
-"""The conversation with fal's queue: one POST that is never repeated blindly, then fal-client's own handles.
+"""The conversation with fal's queue: submit, status, result, cancel.
 
-fal-client's ``submit`` repeats the POST up to ten times, also where the first was taken and only its answer was lost;
-so the POST is ours. Its client also sends the key to a backup domain; so the HTTP client is ours too.
+The HTTP is ours. fal-client repeats a POST up to ten times, also where the first was taken and only its answer was
+lost; its handles ask on and on without a limit; and its client sends the key to a backup domain.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import os
 import re
-from collections.abc import AsyncIterator, Sequence
-from functools import cache
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
+from . import limits
 from .errors import (
     CANCELLED_KINDS,
     KINDS,
     AnswerLost,
     Cancelled,
     Failed,
+    NoAnswer,
     NotAccepted,
+    Refused,
     RemoteError,
+    TooLarge,
     Unobtainable,
     error_kind,
     explain,
 )
 from .fields import EDIT_ENDPOINT
-from .interrupt import THREAD, within
-from .session import Waits
+from .interrupt import THREAD
+from .key import Secrets
+from .limits import Waits, parse_json, within
 
 ADDRESS = "KLEIN_CNS_FAL_URL"  # environment variable: another address in place of fal's hosts, for tests
 QUEUE = "https://queue.fal.run"
+APP = "/".join(EDIT_ENDPOINT.split("/")[:2])  # both endpoints are one app, and its requests lie under it
 PLAIN = (("http", "127.0.0.1"), ("http", "localhost"), ("http", "::1"))  # this machine
-SHORTEST_HIDDEN = 4  # letters; a shorter prompt is part of any sentence
-MAX_ANSWER = 256 * 2**20  # bytes; four inline PNGs of 2048 x 2048 are below 100 MiB
-UNUSABLE = (  # an answer that is none: no connection, not JSON, not what fal-client reads
-    httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError, AttributeError, asyncio.TimeoutError
-)
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+QUEUED, RUNNING, DONE = "IN_QUEUE", "IN_PROGRESS", "COMPLETED"
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 def _not_ours(record: logging.LogRecord) -> bool:
@@ -50,6 +55,33 @@ def _not_ours(record: logging.LogRecord) -> bool:
 logging.getLogger("httpx").addFilter(_not_ours)  # it would log every poll
 
 
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer, read whole. ``body`` is its JSON, None where it is none."""
+
+    status: int
+    headers: httpx.Headers
+    body: Any
+
+
+@dataclass(frozen=True)
+class Status:
+    """What fal says of a request.
+
+    Args:
+        state: `QUEUED`, `RUNNING` or `DONE`.
+        position: in the queue, where fal says it.
+        log: the newest line of fal's log, or "".
+        error, kind: what it says of a failure, where it does.
+    """
+
+    state: str
+    position: int | None = None
+    log: str = ""
+    error: str | None = None
+    kind: str | None = None
+
+
 class Api:
     """fal's queue for one run; lives in one event loop.
 
@@ -57,21 +89,24 @@ class Api:
         key: sent to the API's own host alone.
         address: another address in place of ``QUEUE`` (http on loopback for tests).
         hide: texts that no message may repeat, the prompt for one.
+
+    Raises:
+        NotAccepted: the address, or the environment's settings of the network, cannot be used.
     """
 
     def __init__(self, key: str, address: str | None, waits: Waits, hide: Sequence[str] = ()) -> None:
         self.base = (address or QUEUE).rstrip("/")
-        url = httpx.URL(self.base)
-        if url.scheme != "https" and (url.scheme, url.host) not in PLAIN:
+        try:
+            url = httpx.URL(self.base)
+        except httpx.InvalidURL:
+            raise NotAccepted(f"{ADDRESS} is {self.base!r}, which is no address. Correct it or remove it.") from None
+        if not url.host or (url.scheme != "https" and (url.scheme, url.host) not in PLAIN):
             raise NotAccepted(f"{ADDRESS} is {self.base!r}; it must begin with https://, the key travels there.")
-        self.key, self.address, self._waits = key, address, waits
-        quoted = [form for text in (key, *hide) for form in (text, repr(text)[1:-1], json.dumps(text)[1:-1])]
-        forms = {" ".join(form.split()) for form in quoted}
-        self._hidden = sorted((form for form in forms if len(form) >= SHORTEST_HIDDEN), key=len, reverse=True)
-        self._http = httpx.AsyncClient(
-            headers={"Authorization": f"Key {key}", "Accept-Encoding": "identity"},  # MAX_ANSWER counts what comes
+        self.key, self.address, self._waits, self._host = key, address, waits, url.host
+        self.secrets = Secrets(key, hide)
+        self._http = open_http(
+            headers={"Authorization": f"Key {key}", "Accept-Encoding": "identity"},
             timeout=httpx.Timeout(waits.answer, connect=waits.connect),
-            event_hooks={"response": [_bounded]},
         )
 
     async def __aenter__(self) -> Api:
@@ -88,168 +123,228 @@ class Api:
             AnswerLost: it left, and what became of it is unknown.
         """
         try:
-            limits = httpx.Timeout(self._waits.submit, connect=self._waits.connect)
-            response = await self._http.post(f"{self.base}/{endpoint}", json=arguments, timeout=limits)
+            timeout = httpx.Timeout(self._waits.submit, connect=self._waits.connect)
+            work = self._exchange("POST", f"{self.base}/{endpoint}", json=arguments, timeout=timeout)
+            answer = await within(self._waits.transfer, work)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-            text = f"{self.base} cannot be reached ({_name(error)}). Connect to the network and run again."
-            raise NotAccepted(text, retry_after=0.0) from None
-        except (httpx.TransportError, httpx.DecodingError, RemoteError) as error:
+            text, again = connection_fault(error, self._host)
+            raise NotAccepted(text, retry_after=0.0 if again else None) from None
+        except (httpx.TransportError, httpx.DecodingError, asyncio.TimeoutError, RemoteError) as error:
             raise AnswerLost(f"the answer to the submission was lost ({_name(error)}).") from None
-        status, body = response.status_code, _json(response)
+        status, body = answer.status, answer.body
         if status in (408, 409) or status >= 500:  # some proxy's, or fal's own after it took the request
             raise AnswerLost(f"the submission was answered with {status} instead of a request id.")
         if status == 429:
-            raise NotAccepted(self.explain(response, body), _retry_after(response))
+            raise NotAccepted(self.explain(answer), _retry_after(answer))
         if 300 <= status < 400:
-            host = httpx.URL(response.headers.get("location", "")).host or "nowhere"
-            raise NotAccepted(f"{self.base} redirects to {host}; the key is sent to the API's own host only.")
+            raise NotAccepted(
+                f"{self.base} redirects to {self.hide(_location(answer))}; the key is sent to the API's own host only."
+            )
         if status >= 400:
-            raise NotAccepted(self.explain(response, body))
+            raise NotAccepted(self.explain(answer))
         request_id = body.get("request_id") if isinstance(body, dict) else None
-        request_id = request_id or response.headers.get("x-fal-request-id")
+        request_id = request_id or answer.headers.get("x-fal-request-id")
         if not (isinstance(request_id, str) and REQUEST_ID.fullmatch(request_id)):
             raise AnswerLost("fal's answer to the submission holds no request id.")
         return request_id
 
-    async def status(self, request_id: str) -> Any:
-        """fal-client's ``Queued``, ``InProgress`` or ``Completed``; None where the answer was unusable.
+    async def status(self, request_id: str) -> Status:
+        """How far a request is.
 
         Raises:
+            NoAnswer: this look brought nothing.
             Unobtainable: fal does not know the request.
-            RemoteError: the key is refused.
+            Refused: fal does not accept the key.
         """
-        from fal_client.client import FalClientHTTPError
-
         try:
-            return await within(self._waits.answer, self._handle(request_id).status(with_logs=True))
-        except FalClientHTTPError as error:
-            if error.status_code in (404, 410):
-                raise Unobtainable(f"fal does not know the request {request_id} (any more).") from None
-            if error.status_code in (401, 403):
-                raise RemoteError(self.explain(error.response)) from None
-        except UNUSABLE:
-            pass  # a poll may fail in any way; the request goes on, and so does the polling
-        return None
+            answer = await self._look(f"{self._request(request_id)}/status?logs=1", self._waits.answer)
+        except TooLarge as error:
+            raise NoAnswer(str(error)) from None
+        if answer.status in (404, 410):
+            raise Unobtainable(
+                f"fal does not know the request {request_id} (any more). If it was submitted with the key of another "
+                "account, put that key back."
+            )
+        self._check_access(answer, request_id)
+        status = _status(answer.body) if answer.status < 300 else None
+        if status is None:
+            raise NoAnswer(f"fal answered a look at the request with {answer.status} and no status.")
+        return status
 
-    async def result(self, request_id: str, error: str | None, kind: str | None) -> dict[str, Any] | None:
-        """The response of a completed request; None where the answer was unusable.
-
-        Args:
-            error, kind: what the status said of a failure.
+    async def result(self, request_id: str, status: Status) -> Any:
+        """The JSON of a completed request's response.
 
         Raises:
-            Failed, Cancelled, Unobtainable: fal's last word on the request.
-            RemoteError: the key is refused, or the answer too large.
+            NoAnswer: this look brought nothing.
+            Failed, Cancelled, Unobtainable: fal's word on the request.
+            Refused: fal does not accept the key.
+            TooLarge: nothing was read.
         """
-        from fal_client.client import FalClientHTTPError
-
-        try:
-            body = await self._handle(request_id).get()  # large with sync_mode: as long as bytes come, it may
-            return body if isinstance(body, dict) else None
-        except FalClientHTTPError as fault:
-            self._raise_final(request_id, fault.response, error, kind)
-        except UNUSABLE:
-            pass
-        return None
+        answer = await self._look(self._request(request_id), self._waits.transfer)
+        kind = error_kind(answer.body, answer.headers) or status.kind
+        told = status.error is not None or status.kind is not None
+        if answer.status < 300 and answer.body is not None:
+            return answer.body
+        if answer.status in (404, 410):
+            raise Unobtainable(f"the result of the request {request_id} is gone from fal.")
+        self._check_access(answer, request_id)
+        if answer.status == 499 or (answer.status >= 400 and kind in CANCELLED_KINDS):
+            raise Cancelled(f"the request {request_id} was cancelled at fal.", certain=told)
+        if answer.status >= 400 and (told or kind in KINDS or answer.status == 422):
+            raise Failed(self.explain(answer, kind), certain=told or answer.status == 422)
+        raise NoAnswer(f"fal answered the question for the result with {answer.status}.")
 
     async def cancel(self, request_id: str) -> bool:
         """Ask fal to cancel; whether it will, False where the request was already completed.
 
         Raises:
             Unobtainable: fal does not know the request.
-            RemoteError: fal could not be asked.
+            RemoteError: fal could not be asked, or did not agree.
         """
-        from fal_client.client import FalClientHTTPError
-
         try:
-            await within(self._waits.grace / 2, self._handle(request_id).cancel())
-            return True
-        except FalClientHTTPError as error:
-            if error.status_code == 400:
-                return False
-            if error.status_code == 404:
-                raise Unobtainable(f"fal does not know the request {request_id}.") from None
-            raise RemoteError(self.explain(error.response)) from None
-        except (httpx.HTTPError, asyncio.TimeoutError) as error:
+            work = self._exchange("PUT", f"{self._request(request_id)}/cancel")
+            answer = await within(self._waits.grace / 2, work)
+        except (httpx.HTTPError, asyncio.TimeoutError, NoAnswer, TooLarge) as error:
             raise RemoteError(f"fal could not be asked to cancel ({_name(error)}).") from None
+        if answer.status < 300:
+            return True
+        if answer.status == 400:
+            return False
+        if answer.status == 404:
+            raise Unobtainable(f"fal does not know the request {request_id}.")
+        if answer.status in (401, 403):
+            raise RemoteError(self.explain(answer))
+        raise RemoteError(f"fal answered the cancellation with {answer.status}.")
 
-    def _handle(self, request_id: str) -> Any:
-        from fal_client.client import AppId
-
-        app = AppId.from_endpoint_id(EDIT_ENDPOINT)  # both endpoints are one app
-        url = f"{self.base}/{app.owner}/{app.alias}/requests/{request_id}"
-        return _handle_class()(request_id, url, f"{url}/status", f"{url}/cancel", self._http)
-
-    def _raise_final(self, request_id: str, response: httpx.Response, error: str | None, kind: str | None) -> None:
-        """Raise if the fault is fal's last word on the request, and not some trouble on the way."""
-        status, body = response.status_code, _json(response)
-        told, kind = bool(error or kind), error_kind(body, response.headers) or kind
-        if status in (404, 410):
-            raise Unobtainable(f"the result of the request {request_id} is gone from fal.")
-        if status in (401, 403):
-            raise RemoteError(self.explain(response, body))
-        if status == 499 or kind in CANCELLED_KINDS:
-            raise Cancelled(f"the request {request_id} was cancelled at fal.")
-        if told or kind in KINDS or status == 422:
-            raise Failed(self.explain(response, body, kind))
-
-    def explain(self, response: httpx.Response, body: Any = None, kind: str | None = None) -> str:
+    def explain(self, answer: Answer, kind: str | None = None) -> str:
         """The sentence for a fault, without what is to be hidden."""
-        body = _json(response) if body is None else body
-        return explain(response.status_code, body, kind or error_kind(body, response.headers), self.hide)
+        return explain(answer.status, answer.body, kind or error_kind(answer.body, answer.headers), self.hide)
 
     def hide(self, text: str) -> str:
-        """A server's words on one line, without the key and the prompts, however they are quoted."""
-        text = " ".join(text.split())
-        for hidden in self._hidden:
-            text = text.replace(hidden, "...")
-        return text
+        """A server's words on one line, without the key and the prompts."""
+        return self.secrets.hide(text)
+
+    def _request(self, request_id: str) -> str:
+        return f"{self.base}/{APP}/requests/{request_id}"
+
+    def _check_access(self, answer: Answer, request_id: str) -> None:
+        if answer.status in (401, 403):
+            raise Refused(
+                f"{self.explain(answer)} The request {request_id} was submitted and goes on at fal, which may charge "
+                "for it."
+            )
+
+    async def _look(self, url: str, seconds: float) -> Answer:
+        """GET. Raises NoAnswer where the connection fails, and TooLarge."""
+        try:
+            return await within(seconds, self._exchange("GET", url))
+        except (httpx.HTTPError, asyncio.TimeoutError) as error:
+            text = str(error) if isinstance(error, RemoteError) else connection_fault(error, self._host)[0]
+            raise NoAnswer(text) from None
+
+    async def _exchange(self, method: str, url: str, **options: Any) -> Answer:
+        async with self._http.stream(method, url, **options) as response:
+            data = await limits.read(response, limits.MAX_ANSWER, "fal's answer")
+        return Answer(response.status_code, response.headers, parse_json(data))
 
 
-@cache
-def _handle_class() -> Any:
-    """fal-client's handle, which reads a status without logs or position too."""
-    from fal_client.client import AsyncRequestHandle
+def open_http(proxy: Any = ..., **options: Any) -> httpx.AsyncClient:
+    """A client that heeds the environment's variables of certificates, and of proxies where none is given.
 
-    class Handle(AsyncRequestHandle):
-        def _parse_status(self, data: dict[str, Any]) -> Any:
-            return super()._parse_status({"logs": None, "queue_position": None, **data})
+    Args:
+        proxy: the address of a proxy, or None for none.
 
-    return Handle
-
-
-class _Bounded(httpx.AsyncByteStream):
-    def __init__(self, stream: httpx.AsyncByteStream) -> None:
-        self._stream = stream
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        total = 0
-        async for chunk in self._stream:
-            total += len(chunk)
-            if total > MAX_ANSWER:
-                raise RemoteError(f"fal's answer is larger than {MAX_ANSWER // 2**20} MiB; it was not read.")
-            yield chunk
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-
-async def _bounded(response: httpx.Response) -> None:
-    response.stream = _Bounded(response.stream)
-
-
-def _json(response: httpx.Response) -> Any:
+    Raises:
+        NotAccepted: one of the variables cannot be used.
+    """
     try:
-        return response.json()
-    except ValueError:
+        if proxy is not ...:
+            options |= {"proxy": proxy, "trust_env": False, "verify": httpx.create_ssl_context()}
+        return httpx.AsyncClient(**options)
+    except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+        raise NotAccepted(f"{_settings_fault(error)} Nothing was submitted.") from None
+
+
+def connection_fault(error: Exception, host: str) -> tuple[str, bool]:
+    """(a sentence for a connection that failed, whether trying again at once makes sense)."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, ssl.SSLCertVerificationError):
+            return (
+                f"the certificate of {host} is not trusted here ({found.verify_message}). A proxy or a virus scanner "
+                "that opens TLS connections does that: let SSL_CERT_FILE name a file with its certificate and restart, "
+                "or exempt fal.run and fal.media from it.",
+                False,
+            )
+        found = found.__cause__ or found.__context__
+    if isinstance(error, httpx.ProxyError):
+        return f"the proxy to {host} refuses ({_name(error)}). Correct {_named(PROXIES)} and restart.", True
+    proxies = _named(PROXIES[:3], "")
+    network = f"Connect to the network, or correct {proxies}," if proxies else "Connect to the network"
+    return f"{host} cannot be reached ({_name(error)}). {network} and run again with the same seed.", True
+
+
+def _settings_fault(error: Exception) -> str:
+    """What is wrong with the environment's settings. Never a proxy's address, which may hold a password."""
+    if isinstance(error, ImportError):
+        return (
+            f"{_named(PROXIES)} asks for a SOCKS proxy, for which this Python lacks a package. Run: "
+            "python -m pip install socksio"
+        )
+    if isinstance(error, OSError):  # ssl.SSLError is one
+        name = next((name for name in CERTIFICATES if os.environ.get(name)), None)
+        if name is None:
+            return f"the list of trusted certificates cannot be read ({_name(error)}). Install certifi anew."
+        return (
+            f"{name} is {os.environ[name]!r}, from which no certificates can be read ({_name(error)}). Correct it or "
+            "remove it, and restart."
+        )
+    return (
+        f"{_named(PROXIES)} cannot be used ({_name(error)}). A proxy is http://host:port or socks5://host:port; "
+        "NO_PROXY lists hosts and addresses with commas between them, and no networks of IPv6 addresses. Correct it "
+        "and restart."
+    )
+
+
+def _named(names: Sequence[str], none: str = "the system's proxy setting") -> str:
+    """Those variables that are set, in words."""
+    found = [name for name in names if os.environ.get(name) or os.environ.get(name.lower())]
+    return " or ".join(found) or none
+
+
+def _status(body: Any) -> Status | None:
+    state = body.get("status") if isinstance(body, dict) else None
+    if state not in (QUEUED, RUNNING, DONE):
         return None
+    position, error, kind = (body.get(name) for name in ("queue_position", "error", "error_type"))
+    return Status(
+        state,
+        position if isinstance(position, int) else None,
+        _last_line(body.get("logs")),
+        str(error) if error else None,
+        str(kind) if kind else None,
+    )
 
 
-def _retry_after(response: httpx.Response) -> float:
+def _last_line(logs: Any) -> str:
+    """The newest message of fal's logs, as far as they are what they should be."""
+    last = logs[-1] if isinstance(logs, list) and logs else None
+    message = last.get("message") if isinstance(last, dict) else None
+    return message if isinstance(message, str) else ""
+
+
+def _location(answer: Answer) -> str:
+    try:
+        return httpx.URL(answer.headers.get("location", "")).host or "nowhere"
+    except httpx.InvalidURL:
+        return "an address that is none"
+
+
+def _retry_after(answer: Answer) -> float:
     """Seconds of ``Retry-After``, 0 where there is none; a date counts as none."""
-    text = response.headers.get("retry-after", "")
+    text = answer.headers.get("retry-after", "")
     return float(text) if re.fullmatch("[0-9]+", text) else 0.0
 
 
 def _name(error: BaseException) -> str:
-    return str(error) if isinstance(error, RemoteError) else type(error).__name__
+    return str(error).rstrip(".") if isinstance(error, RemoteError) else type(error).__name__

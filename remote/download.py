@@ -5,89 +5,145 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from .errors import RemoteError, Unobtainable
+from . import limits
+from .client import connection_fault, open_http
+from .errors import RemoteError
+from .limits import Waits, within
 
-MAX_FILE = 64 * 2**20  # bytes; a PNG of 2048 x 2048 in 8 bits is below 13 MiB
 MAX_REDIRECTS = 5
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 FAKE = ipaddress.ip_network("198.18.0.0/15")  # what the DNS of some local proxies answers for every name (RFC 2544)
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # an IPv4 address in the last 32 bits (RFC 6052)
+PRIVATE = [  # which Python takes for public, some only before 3.13
+    ipaddress.ip_network(text)
+    for text in (
+        "::/96",  # an IPv4 address in the last 32 bits, long given up (RFC 4291)
+        "fec0::/10",  # site-local, given up but still in use (RFC 3879)
+        "64:ff9b:1::/48",  # NAT64 inside a network (RFC 8215)
+        "5f00::/16",  # segment routing inside a network (RFC 9602)
+    )
+]
 
 
 class Interrupted(RemoteError):
     """The file did not arrive whole; trying again makes sense."""
 
 
-async def fetch(url: str, trusted: str, connect: float, answer: float) -> bytes:
+class Gone(RemoteError):
+    """The file's server says that there is no such file, or that it may not be read; that may be so for now only."""
+
+
+async def fetch(url: str, trusted: str, waits: Waits) -> bytes:
     """The bytes of a file.
 
     Args:
         url: where fal says that it is.
         trusted: the API's base address; its host alone may be private or without TLS.
-        connect, answer: seconds.
 
     Raises:
-        Unobtainable: it is gone.
-        Interrupted: it did not arrive whole.
+        Gone, Interrupted: trying again makes sense.
         RemoteError: it is too large, or the address leads somewhere private.
     """
-    async with httpx.AsyncClient(timeout=httpx.Timeout(answer, connect=connect)) as http:
-        for _ in range(MAX_REDIRECTS + 1):
-            await _check_public(url, trusted)
-            try:
-                async with http.stream("GET", url) as response:
-                    if not response.is_redirect:
-                        return await _read(response)
-                    url = str(response.url.join(response.headers.get("location", "")))
-            except (httpx.TransportError, httpx.DecodingError, httpx.InvalidURL) as error:
-                raise Interrupted(f"the file did not arrive whole ({type(error).__name__}).") from None
+    try:
+        return await within(waits.transfer, _follow(url, trusted, waits))
+    except asyncio.TimeoutError:
+        raise Interrupted(f"the file did not arrive within {waits.transfer:g} s.") from None
+
+
+async def _follow(url: str, trusted: str, waits: Waits) -> bytes:
+    for _ in range(MAX_REDIRECTS + 1):
+        addresses = await _check_public(url, trusted)
+        found = await _get(url, addresses, waits)
+        if isinstance(found, bytes):
+            return found
+        url = found
     raise RemoteError(f"the file's address redirects more than {MAX_REDIRECTS} times.")
+
+
+async def _get(url: str, addresses: list[Address] | None, waits: Waits) -> bytes | str:
+    """The file, or the address that it redirects to.
+
+    Args:
+        addresses: the addresses that were checked, one of which is connected to; None where the host's name will do.
+    """
+    target = httpx.URL(url)
+    proxy = _proxy(target)
+    timeout = httpx.Timeout(waits.answer, connect=waits.connect)
+    ways = [target] if addresses is None or proxy else [target.copy_with(host=str(address)) for address in addresses]
+    headers = {"Host": target.netloc.decode("ascii"), "Accept-Encoding": "identity"}
+    fault: RemoteError = Interrupted(f"{target.host} has no address.")
+    async with open_http(proxy, timeout=timeout) as http:
+        for way in ways:
+            extensions = {} if way is target else {"sni_hostname": target.raw_host.decode("ascii")}
+            try:
+                async with http.stream("GET", way, headers=headers, extensions=extensions) as response:
+                    if response.is_redirect:
+                        return str(target.join(response.headers.get("location", "")))
+                    return await _read(response)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                text, again = connection_fault(error, target.host)
+                fault = Interrupted(f"the file did not arrive: {text}") if again else RemoteError(text)
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise Interrupted(f"the file did not arrive whole ({type(error).__name__}).") from None
+    raise fault
 
 
 async def _read(response: httpx.Response) -> bytes:
     if response.status_code in (403, 404, 410):
-        raise Unobtainable(f"the file is gone from fal ({response.status_code}); fal keeps results for some days only.")
+        raise Gone(f"the file is gone from fal ({response.status_code}); fal keeps results for some days only.")
     if response.status_code != 200:
         raise Interrupted(f"the file's server answered {response.status_code}.")
-    data = bytearray()
-    async for chunk in response.aiter_bytes():
-        data += chunk
-        if len(data) > MAX_FILE:
-            raise RemoteError(f"the file is larger than {MAX_FILE // 2**20} MiB; it was not read.")
-    return bytes(data)
+    return await limits.read(response, limits.MAX_FILE, "the file")
 
 
-async def _check_public(url: str, trusted: str) -> None:
-    """Raise unless the address is https to a public host, or the API's own host."""
+def _proxy(target: httpx.URL) -> str | None:
+    """The proxy that the environment names for an address."""
+    proxies = getproxies()
+    proxy = proxies.get(target.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(target.host):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+async def _check_public(url: str, trusted: str) -> list[Address] | None:
+    """The public addresses of the host of an https address; None where it is the API's own host.
+
+    Raises:
+        Interrupted: the name is not known at the moment.
+        RemoteError: it is anything else.
+    """
     try:
         target, api = httpx.URL(url), httpx.URL(trusted)
     except httpx.InvalidURL:
         raise RemoteError("fal's response holds an address that is none.") from None
     if (target.scheme, target.host, target.port) == (api.scheme, api.host, api.port):
-        return
+        return None
     if target.scheme != "https" or not target.host:
         raise RemoteError(f"the file's address begins with {target.scheme}://{target.host}; only https is followed.")
     try:
         found = await asyncio.get_running_loop().getaddrinfo(target.host, target.port or 443, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError):
-        return  # unknown here; behind a proxy it may still be reached, and a private name it is not
+        return []  # a proxy may know the name; without one nothing is connected to
     named = target.host.rpartition(".")[2][:1].isalpha()
-    for *_, (host, *_) in found:
-        address = ipaddress.ip_address(host.partition("%")[0])
+    addresses = [ipaddress.ip_address(host.partition("%")[0]) for *_, (host, *_) in found]
+    for address in addresses:
         if not (_is_public(address) or (named and address in FAKE)):
             raise RemoteError(
                 f"the file's address leads into a private network ({target.host}); it was not followed. The result "
                 "lies at fal: see fal.ai/dashboard/requests."
             )
+    return sorted(set(addresses), key=lambda address: address.version)  # IPv6 that leads nowhere is common
 
 
-def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+def _is_public(address: Address) -> bool:
     """Whether an address, and the IPv4 address that an IPv6 one leads to, belongs to the public internet."""
-    if address.version == 6:
+    if isinstance(address, ipaddress.IPv6Address):
         inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else None
         inside = inside or address.ipv4_mapped or address.sixtofour
         if inside is not None:
             return _is_public(inside)
-    return address.is_global and not address.is_multicast
+    return address.is_global and not address.is_multicast and not any(address in network for network in PRIVATE)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-RUN_AGAIN = "Run again with the same inputs: that collects the same request and submits nothing."
+RUN_AGAIN = "Run again with the same inputs and the same seed: that collects the same request and submits nothing."
 RESUBMIT = (
     "Whether fal took it is unknown: your requests are listed at fal.ai/dashboard/requests. If it is there, give its "
     "id as recover_request_id; if not, turn on resubmit_lost. If fal took it all the same, both are charged."
 )
-RESUBMIT_GONE = "With resubmit_lost on, the next run submits it again and is charged again."
-MAX_WORDS = 300
+RESUBMIT_GONE = (
+    f"{RUN_AGAIN} Only if fal.ai/dashboard/requests shows no result either, turn on resubmit_lost: if it is still gone "
+    "then, the next run submits it again and is charged again."
+)
+_SUBMIT_ANEW = "fal does not charge for that. Run again later with the same seed; that submits it anew."
+MAX_WORDS = 300  # letters of a server's sentence
+MAX_FIELDS = 8  # entries of a 422 that are shown
 
 KINDS = {  # fal's error types (request errors of the queue)
     "request_timeout": "it was not finished within fal's time limit",
@@ -49,15 +54,35 @@ class AnswerLost(RemoteError):
     """Whether fal took the request is unknown."""
 
 
+class NoAnswer(RemoteError):
+    """A look at a request brought nothing that can be used; the request goes on."""
+
+
+class TooLarge(RemoteError):
+    """An answer or a file is larger than its limit; it was not read."""
+
+
+class Refused(RemoteError):
+    """fal does not accept the key (any more), or the account's balance is exhausted."""
+
+
 class Unobtainable(RemoteError):
     """fal took the request, and its result cannot be had (any more)."""
 
 
 class Failed(RemoteError):
-    """The request ended at fal without a result."""
+    """The request ended at fal without a result.
+
+    Args:
+        certain: whether one look is enough to believe it.
+    """
+
+    def __init__(self, text: str, certain: bool = False) -> None:
+        super().__init__(text)
+        self.certain = certain
 
 
-class Cancelled(RemoteError):
+class Cancelled(Failed):
     """The request was cancelled at fal."""
 
 
@@ -78,13 +103,16 @@ def explain(status: int, body: Any, kind: str | None, hide: Callable[[str], str]
     if status == 413:
         return "fal refused the request as too large. Give fewer or smaller pictures."
     if status == 422:
-        return f"fal refused an input: {_fields(detail, hide)}. Correct it and run again."
+        return f"fal refused an input: {_fields(detail, hide)}. Correct it."
     if status == 429:
-        return "fal answered that there are too many requests at once (429). Wait for the others, then run again."
+        return (
+            "fal answered that there are too many requests at once (429). Wait for the others, then run again with the "
+            "same seed."
+        )
     if kind in KINDS:
-        return f"the request failed at fal: {KINDS[kind]} ({kind}). fal does not charge for that; run again."
+        return f"the request failed at fal: {KINDS[kind]} ({kind}). {_SUBMIT_ANEW}"
     if status >= 500:
-        return f"fal failed ({status}{_quoted(detail, hide)}). fal does not charge for that; run again later."
+        return f"fal failed ({status}{_quoted(detail, hide)}). {_SUBMIT_ANEW}"
     return f"fal refused the request ({status}{_quoted(detail, hide)})."
 
 
@@ -105,9 +133,10 @@ def _fields(detail: Any, hide: Callable[[str], str]) -> str:
     if not isinstance(detail, list):
         return "it did not say which"
     found = []
-    for entry in detail:
+    for entry in detail[:MAX_FIELDS]:
         if isinstance(entry, Mapping):
-            where = hide(".".join(str(part) for part in entry.get("loc", ()) if part != "body"))
+            place = entry.get("loc")
+            where = hide(".".join(str(part) for part in place if part != "body") if isinstance(place, list) else "")
             reason = hide(str(entry.get("msg") or entry.get("type")))
             found.append(f"{where or 'the request'}: {_shortened(reason)}")
     return "; ".join(found) or "it did not say which"

@@ -52,20 +52,3 @@ def run_interruptibly(work: Callable[[], Awaitable[Result]], check: Callable[[],
         wait([done])
         raise
     return done.result()
-
-
-async def within(seconds: float, work: Awaitable[Result]) -> Result:
-    """The result of ``work``, if it comes in time. Never swallows a cancellation, as ``wait_for`` did before 3.12.
-
-    Raises:
-        asyncio.TimeoutError: it did not; it is cancelled and has ended.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({task}, timeout=seconds)
-    finally:
-        if task.cancel():  # False where it has ended
-            await asyncio.wait({task})
-    if task.cancelled():
-        raise asyncio.TimeoutError
-    return task.result()

@@ -44,7 +44,8 @@ class Order:
         loras: each a file, or an address or repository that fal fetches, with its scale.
         size: (width, height) of the result where it was chosen; None for ``auto``.
         cost_usd: what fal will charge, at most.
-        fingerprint: hash of all that decides the result; the same for the same pixels and file contents.
+        fingerprint: hash of all that decides the result; the same for the same pixels and file contents, however a size
+            is named and however the pictures travel.
     """
 
     endpoint: str
@@ -104,7 +105,9 @@ def make_order(
     pixels = checked["num_images"] * most_pixels(size, sources) + len(pictures) * MEGAPIXEL
     cost = USD_PER_MEGAPIXEL * pixels / MEGAPIXEL
     endpoint = EDIT_ENDPOINT if pictures else TEXT_ENDPOINT
-    fingerprint = hashlib.sha256(json.dumps([endpoint, checked], sort_keys=True).encode()).hexdigest()
+    same = {**checked, "sync_mode": False, "image_size": _size_name(size, endpoint)}
+    same = {name: value for name, value in same.items() if value is not None}
+    fingerprint = hashlib.sha256(json.dumps([endpoint, same], sort_keys=True).encode()).hexdigest()
     chosen = IMAGE_SIZES.get(size) if isinstance(size, str) else size
     plain = {name: value for name, value in checked.items() if name not in ("image_urls", "loras")}
     return Order(endpoint, plain, tuple(pictures), tuple(loras), chosen, cost, fingerprint)
@@ -199,3 +202,9 @@ def _sent_size(size: str | tuple[int, int]) -> Any:
     if size == AUTO:
         return None
     return {"width": size[0], "height": size[1]} if isinstance(size, tuple) else size
+
+
+def _size_name(size: str | tuple[int, int], endpoint: str) -> Any:
+    """One name for one size, as it is sent: a preset's where there is one, None for the endpoint's own default."""
+    name = next((name for name, pixels in IMAGE_SIZES.items() if pixels == size), size)
+    return _sent_size(AUTO if endpoint == TEXT_ENDPOINT and name == DEFAULT_SIZE else name)

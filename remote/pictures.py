@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import io
 
 from PIL import Image, UnidentifiedImageError
 
-from .errors import RemoteError, Unobtainable
+from .errors import RemoteError
 
 MAX_PIXELS = 4096 * 4096
 ENDINGS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp"}  # by the first bytes, before anything decodes
@@ -36,12 +35,12 @@ def inline_bytes(text: str) -> bytes:
     """The bytes of a ``data:`` URI, or of bare base64.
 
     Raises:
-        Unobtainable: it is neither.
+        RemoteError: it is neither.
     """
     try:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
-    except binascii.Error as error:
-        raise Unobtainable(f"a picture inside fal's answer is no base64 ({error}).") from None
+    except ValueError as error:  # binascii.Error is one
+        raise RemoteError(f"is no base64 ({error})") from None
 
 
 def ending(data: bytes) -> str:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError
 
-from .errors import Unobtainable
+from .errors import RemoteError, Unobtainable
+from .pictures import inline_bytes
+
+SAVED_AS = "saved as "  # stands in the kept response where a picture was inside it
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class NoPictures(Unobtainable):
+    """An answer that holds no picture, so it is no result."""
 
 
 class ImageFile(BaseModel):
@@ -22,47 +30,72 @@ class ImageFile(BaseModel):
     width: int | None = None
     height: int | None = None
 
+    @property
+    def inline(self) -> str | None:
+        """The text that holds the picture itself; None where it has an address."""
+        if self.content and not self.content.startswith(SAVED_AS):
+            return self.content
+        return self.url if self.url and self.url.startswith("data:") else None
+
 
 class Response(BaseModel):
-    """What came back. Unknown fields are kept."""
+    """What came back. Unknown fields are kept. ``images`` holds None where an entry is no picture."""
 
     model_config = ConfigDict(extra="allow")
 
-    images: list[ImageFile]
+    images: list[ImageFile | None]
     timings: dict[str, Any] | None = None
     seed: int | None = None
     has_nsfw_concepts: list[bool | None] | StrictBool | None = None
     prompt: str | None = None
 
 
-def parse_response(data: dict[str, Any]) -> tuple[Response, list[str]]:
-    """The response, and a warning for each field that is missing or of another type (and was left aside).
+def parse_response(data: Any) -> tuple[Response, list[str]]:
+    """The response, and a warning for each picture and field that is missing or unusable (and was left aside).
 
     Raises:
-        Unobtainable: it holds no list of pictures.
+        NoPictures: it is no result.
     """
-    warnings = []
-    try:
-        response = Response.model_validate(data)
-    except ValidationError as error:
-        spoiled = {fault["loc"][:3] if fault["loc"][0] == "images" else fault["loc"][:1] for fault in error.errors()}
-        if any(len(where) < 3 if where[0] == "images" else False for where in spoiled):
-            raise Unobtainable("fal's response holds no list of pictures.") from None
-        data, warnings = _without(data, spoiled)
-        response = Response.model_validate(data)
-    if not response.images:
-        raise Unobtainable("fal's response holds no picture.")
+    entries = data.get("images") if isinstance(data, dict) else None
+    if not isinstance(entries, list):
+        raise NoPictures("fal's response holds no list of pictures.")
+    images: list[ImageFile | None] = []
+    faults, warnings = [], []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            image, spoiled = _image(entry)
+            warnings += spoiled
+        except RemoteError as error:
+            image = None
+            faults.append(f"picture {number} of fal's response {error}")
+        images.append(image)
+    if not any(images):
+        raise NoPictures(f"fal's response holds no picture{''.join(f'; {fault}' for fault in faults)}.")
+    response, spoiled = _lenient(Response, {**data, "images": images})
+    warnings += spoiled
     missing = [name for name in ("timings", "seed", "has_nsfw_concepts", "prompt") if getattr(response, name) is None]
-    dropped = {warning.split()[0] for warning in warnings}
-    return response, warnings + [f"{name} is missing in fal's response" for name in missing if name not in dropped]
+    dropped = {warning.split()[0] for warning in spoiled}
+    missing = [f"{name} is missing in fal's response" for name in missing if name not in dropped]
+    return response, [*faults, *warnings, *missing]
 
 
-def _without(data: dict[str, Any], spoiled: set[tuple[Any, ...]]) -> tuple[dict[str, Any], list[str]]:
-    """A copy of the response without these fields: (name,) or ("images", index, name)."""
-    data = {**data, "images": [dict(image) for image in data["images"]]}
-    warnings = []
-    for where in sorted(spoiled, key=str):
-        holder = data["images"][where[1]] if where[0] == "images" else data
-        holder.pop(where[-1])
-        warnings.append(f"{where[-1]} in fal's response is unusable")
-    return data, warnings
+def _image(entry: Any) -> tuple[ImageFile, list[str]]:
+    """Raises RemoteError with what is wrong with an entry that is no picture."""
+    if not isinstance(entry, dict):
+        raise RemoteError(f"is {'null' if entry is None else type(entry).__name__}")
+    image, warnings = _lenient(ImageFile, entry)
+    if image.inline is not None:
+        inline_bytes(image.inline)
+    elif not (image.url or image.content):
+        raise RemoteError("names no address")
+    return image, warnings
+
+
+def _lenient(model: type[Model], data: dict[str, Any]) -> tuple[Model, list[str]]:
+    """The model of the fields that fit, and a warning for each that does not."""
+    try:
+        return model.model_validate(data), []
+    except ValidationError as error:
+        spoiled = sorted({str(fault["loc"][0]) for fault in error.errors()})
+        kept = {name: value for name, value in data.items() if name not in spoiled}
+        return model.model_validate(kept), [f"{name} in fal's response is unusable" for name in spoiled]

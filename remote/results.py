@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from .download import Interrupted, fetch
+from .download import Gone, Interrupted, fetch
 from .errors import RUN_AGAIN, RemoteError, Unobtainable
 from .journal import COMPLETED, SAVED, Row
+from .limits import LOOKS
 from .order import Order
 from .pictures import decode, ending, inline_bytes
-from .response import ImageFile, Response, parse_response
+from .response import SAVED_AS, ImageFile, Response, parse_response
 from .session import Session
-
-SAVED_AS = "saved as "  # stands in the kept response where a picture was inside it
 
 
 class Spoiled(RemoteError):
@@ -58,56 +59,60 @@ class Collected:
 async def save(session: Session, row: Row) -> Row:
     """Write every picture of a COMPLETED request to the results folder, as it came; the row as SAVED.
 
+    What does not come is looked for again, a file that is said to be gone for minutes.
+
     Raises:
-        Unobtainable: a picture cannot be had any more.
-        RemoteError: it could not be fetched or written this time. The others are files all the same.
+        Unobtainable: pictures are gone, and nothing else is wrong.
+        RemoteError: a picture could not be fetched or written this time. The others are files all the same.
     """
+    waits, began, tried, cut_off = session.waits, time.monotonic(), 0, 0
+    while True:
+        row, faults = await _save_missing(session, row)
+        if not faults:
+            return session.journal.update(row, SAVED, response=_without_inline(row.response, row.files))
+        tried += 1
+        waiting = time.monotonic() - began < waits.gone or tried < LOOKS
+        gone = any(isinstance(fault, Gone) for fault in faults)
+        cut = any(isinstance(fault, Interrupted) for fault in faults)
+        if cut:
+            cut_off += 1
+        if not ((gone and waiting) or (cut and cut_off < waits.tries)):
+            break
+        session.progress(f"{faults[0]} Asking again.")
+        await asyncio.sleep(min(waits.backoff * 2 ** (tried - 1), waits.longest_backoff))
+    others = ", ".join(filter(None, row.files))
+    text = f"{faults[0]} Saved in {session.results}: {others}." if others else str(faults[0])
+    if all(isinstance(fault, (Gone, Unobtainable)) for fault in faults):
+        raise Unobtainable(text)
+    raise RemoteError(f"{text} {RUN_AGAIN}")
+
+
+async def _save_missing(session: Session, row: Row) -> tuple[Row, list[RemoteError]]:
+    """Try once to fetch each picture that is no file yet; the row, and what went wrong."""
     response, _ = parse_response(json.loads(row.response))
     files = list(row.files or [""] * len(response.images))
-    fault = None
+    faults = []
     for index, image in enumerate(response.images):
-        if not (files[index] and (session.results / files[index]).is_file()):
-            session.progress(f"fetching picture {index + 1} of {len(files)}")
-            files[index] = ""
-            try:
-                files[index] = _write(session.results, row.request_id, index, await _bytes(session, image))
-            except RemoteError as error:
-                fault = fault or error
-            row = session.journal.update(row, COMPLETED, files=files)
-    if fault is not None:
-        others = ", ".join(filter(None, files))
-        raise type(fault)(f"{fault} Saved in {session.results}: {others}.") if others else fault
-    return session.journal.update(row, SAVED, response=_without_inline(row.response, files))
+        if image is None or (files[index] and (session.results / files[index]).is_file()):
+            continue
+        session.progress(f"fetching picture {index + 1} of {len(files)}")
+        files[index] = ""
+        try:
+            files[index] = _write(session.results, row.request_id, index, await _bytes(session, image))
+        except RemoteError as error:
+            faults.append(error)
+        row = session.journal.update(row, COMPLETED, files=files)
+    return row, faults
 
 
 async def _bytes(session: Session, image: ImageFile) -> bytes:
-    content = _inline_content(image)
-    if content is not None:
-        return inline_bytes(content)
-    waits = session.waits
-    for left in reversed(range(waits.tries)):
-        try:
-            return await fetch(image.url, session.api.base, waits.connect, waits.answer)
-        except Interrupted as error:
-            if not left:
-                raise RemoteError(f"{error} {RUN_AGAIN}") from None
-            await asyncio.sleep(waits.backoff)
-
-
-def _inline_content(image: ImageFile) -> str | None:
-    """The text that holds a picture itself; None where it has an address.
-
-    Raises:
-        Unobtainable: it has neither.
-    """
-    if image.content:
-        return image.content
-    if not image.url:
-        raise Unobtainable("fal's response names no address for a picture.")
-    if image.url.startswith(SAVED_AS):
-        name = image.url.removeprefix(SAVED_AS)
+    if image.inline is not None:
+        return inline_bytes(image.inline)
+    address = image.url or image.content or ""
+    if address.startswith(SAVED_AS):
+        name = address.removeprefix(SAVED_AS)
         raise Unobtainable(f"the picture came inside fal's answer, and its file {name} is gone or spoiled.")
-    return image.url if image.url.startswith("data:") else None
+    return await fetch(address, session.api.base, session.waits)
 
 
 def _write(folder: Path, request_id: str, index: int, data: bytes) -> str:
@@ -130,10 +135,12 @@ def _write(folder: Path, request_id: str, index: int, data: bytes) -> str:
     return path.name
 
 
-def _without_inline(response: str, files: list[str]) -> str:
+def _without_inline(response: str, files: Sequence[str]) -> str:
     """The response's JSON with the name of its file in place of each picture that was inside it."""
     data = json.loads(response)
     for image, name in zip(data["images"], files, strict=True):
+        if not name:
+            continue
         if str(image.get("url") or "").startswith("data:"):
             image["url"] = SAVED_AS + name
         if image.get("content"):
@@ -149,13 +156,18 @@ def collect(row: Row, folder: Path, order: Order | None, cost_usd: float, refuse
         RemoteError: the safety checker flagged a picture, and that is to be an error.
     """
     response, warnings = parse_response(json.loads(row.response))
-    files = [folder / name for name in row.files]
+    found = [
+        (index, image, folder / name)
+        for index, (image, name) in enumerate(zip(response.images, row.files, strict=True))
+        if image is not None
+    ]
+    files = [file for *_, file in found]
     if not all(file.is_file() for file in files):
         return None
     if refuse_flagged:
-        _check_flags(response, files)
+        _check_flags(response, folder)
     images = []
-    for index, (image, file) in enumerate(zip(response.images, files, strict=True)):
+    for index, image, file in found:
         data = file.read_bytes()
         try:
             images.append(decode(data))
@@ -170,15 +182,15 @@ def collect(row: Row, folder: Path, order: Order | None, cost_usd: float, refuse
     return Collected(images, seed, row.request_id, cost_usd, row.response, files, warnings)
 
 
-def _check_flags(response: Response, files: list[Path]) -> None:
-    flags = response.has_nsfw_concepts
+def _check_flags(response: Response, folder: Path) -> None:
+    flags, count = response.has_nsfw_concepts, len(response.images)
     if isinstance(flags, bool):
-        flags = [flags] * len(files)
+        flags = [flags] * count
     flagged = [str(i + 1) for i, flag in enumerate(flags or []) if flag]
     if flagged:
         raise RemoteError(
-            f"fal's safety checker flagged picture {', '.join(flagged)} of {len(files)}; such pictures come black. The "
-            f"files are in {files[0].parent}. Change the prompt or the pictures, or set on_flagged to pass to go on "
+            f"fal's safety checker flagged picture {', '.join(flagged)} of {count}; such pictures come black. The "
+            f"files are in {folder}. Change the prompt or the pictures, or set on_flagged to pass to go on "
             "with what came."
         )
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 LOCAL, REMOTE = "local", "remote"
 MODES = ("auto", "local", "fal")
-HEADROOM = 1.2  # memory for activations, as a factor on the size of the files
+HEADROOM = 1.2  # memory for activations, as a factor on the size of the largest file
 GIB = 2**30
 
 
@@ -18,13 +18,16 @@ class Route(NamedTuple):
     why: str
 
 
-def choose(mode: str, memory: int | None, sizes: Sequence[int], missing: Sequence[str]) -> Route:
+def choose(mode: str, memory: int | None, sizes: Mapping[str, int], missing: Sequence[str]) -> Route:
     """The branch to take.
+
+    ComfyUI moves the text encoder out of the accelerator before it samples, and the transformer before it decodes where
+    both do not fit, so the largest file decides.
 
     Args:
         mode: ``auto`` decides by the rest; ``local`` and ``fal`` are taken as they are.
         memory: bytes of the accelerator; None without one.
-        sizes: bytes of each file that the local branch loads; none where they are unknown.
+        sizes: bytes of each file that the local branch puts on the accelerator, by name; none where they are unknown.
         missing: names of files that the local branch loads and that do not exist.
     """
     if mode != "auto":
@@ -36,8 +39,12 @@ def choose(mode: str, memory: int | None, sizes: Sequence[int], missing: Sequenc
     if not sizes:
         why = "no Klein 9B Base Loader feeds local, or a link names its files, so what it needs is unknown."
         return Route(REMOTE, f"fal: {why}")
-    needed = sum(sizes) * HEADROOM
-    amounts = f"{needed / GIB:.1f} GiB ({sum(sizes) / GIB:.1f} GiB of files x {HEADROOM}), of {memory / GIB:.1f} GiB"
+    largest = max(sizes, key=lambda name: sizes[name])
+    needed = sizes[largest] * HEADROOM
+    why = (
+        f"its {memory / GIB:.1f} GiB are {{}} the largest part that must be there at once, {largest}: "
+        f"{sizes[largest] / GIB:.1f} GiB x {HEADROOM} = {needed / GIB:.1f} GiB."
+    )
     if needed > memory:
-        return Route(REMOTE, f"fal: the accelerator is too small; needed are {amounts}.")
-    return Route(LOCAL, f"local: the accelerator is large enough; needed are {amounts}.")
+        return Route(REMOTE, f"fal: the accelerator is too small; {why.format('less than')}")
+    return Route(LOCAL, f"local: the accelerator is large enough; {why.format('enough for')}")

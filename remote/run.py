@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import filelock
@@ -24,17 +23,33 @@ from .client import ADDRESS, REQUEST_ID, Api
 from .errors import RESUBMIT, RESUBMIT_GONE, RUN_AGAIN, AnswerLost, NotAccepted, RemoteError, Unobtainable
 from .fields import EDIT_ENDPOINT
 from .interrupt import run_interruptibly
-from .journal import COMPLETED, ENDED, LOST, REPLACED, SAVED, SUBMITTED, SUBMITTING, Journal, Row
+from .journal import (
+    COMPLETED,
+    ENDED,
+    LOST,
+    RECOVERED,
+    REPLACED,
+    SAVED,
+    SUBMITTED,
+    SUBMITTING,
+    Journal,
+    JournalError,
+    Row,
+    make_folder,
+    saved,
+)
+from .key import Secrets
+from .limits import Waits
 from .order import Order
+from .response import NoPictures
 from .results import Collected, Spoiled, collect, save
-from .session import Options, Session, Waits
+from .session import Options, Session
 from .submit import submit
 from .wait import cancel, wait
 
 __all__ = ["ADDRESS", "Options", "run"]
 
-JOURNAL, LOCKS = "journal.sqlite", "locks"
-RECOVERED = "recovered:"  # in place of the fingerprint, where the inputs are not known
+LOCKS = "locks"
 
 
 def run(
@@ -55,84 +70,131 @@ def run(
     Raises:
         RemoteError: in words, with what became of the request.
     """
-    try:
-        for made in (folder, folder / LOCKS):
-            made.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise RemoteError(
-            f"{folder} cannot be used ({error.strerror}): the journal is there, and nothing is submitted without it."
-        ) from None
+    secrets = Secrets(key)
+
+    def say(text: str) -> None:
+        progress(secrets.hide_key(text))
 
     async def work() -> Collected:
         hide = [] if order is None else [order.arguments["prompt"], order.arguments["negative_prompt"]]
-        with closing(Journal(folder / JOURNAL)) as journal:
-            async with Api(key, address, waits, hide) as api:
-                return await _run(Session(order, options, journal, api, waits, results, progress))
+        async with Api(key, address, waits, hide) as api:
+            return await _run(Session(order, options, Journal(folder), api, waits, results, say))
 
     try:
+        found = _saved_before(order, options, folder, results)
+        if found is not None:
+            return found
+        _make_folders(folder)
         return run_interruptibly(work, check)
-    except sqlite3.Error as error:
+    except JournalError as error:
         raise RemoteError(
-            f"the journal {folder / JOURNAL} cannot be used ({error}), and nothing was submitted. Free some space; "
-            "if the file is damaged, move it away, and look at fal.ai/dashboard/requests for what is still open."
+            f"the journal in {folder} cannot be used ({error}), and nothing was submitted. Free some space, or let "
+            "this user write there; if the file is damaged, move it away, and look at fal.ai/dashboard/requests for "
+            "what is still open."
+        ) from None
+    except RemoteError as error:
+        shown = secrets.hide_key(str(error))
+        if shown != str(error):
+            raise RemoteError(shown) from None
+        raise
+
+
+def _saved_before(order: Order | None, options: Options, folder: Path, results: Path) -> Collected | None:
+    """The result of an earlier run of the same inputs, where it is saved. Needs nothing but to read it."""
+    if order is None or options.recover_request_id:
+        return None
+    row = saved(folder, order.fingerprint)
+    try:
+        return row and collect(row, results, order, 0.0, options.on_flagged == "error")
+    except (Spoiled, NoPictures):
+        return None  # which takes writing to mend
+
+
+def _make_folders(folder: Path) -> None:
+    try:
+        for made in (folder, folder / LOCKS):
+            make_folder(made)
+    except OSError as error:
+        raise RemoteError(
+            f"{folder} cannot be used ({error.strerror}): the journal is there, and nothing is submitted without it. "
+            "Let this user write there."
         ) from None
 
 
 async def _run(session: Session) -> Collected:
-    journal, recovering = session.journal, session.options.recover_request_id
+    recovering = session.options.recover_request_id
     fingerprint = RECOVERED + recovering if recovering else session.order.fingerprint
     async with _alone(session, session.order.fingerprint if session.order else fingerprint):
-        row = _attach(session, fingerprint) if recovering else journal.find(fingerprint)
-        earlier = row and row.id  # what this run found; only that may be given up for another submission
+        row = _attach(session, fingerprint) if recovering else session.journal.find(fingerprint)
+        steps = _Steps(session)
         try:
             while True:
                 while row is None or row.state != SAVED:
-                    row = await _step(session, row, earlier)
+                    row = await steps.next(row)
                 if recovering:
                     _settle(session, row)
-                cost = 0.0 if row.id == earlier else session.order.cost_usd
+                cost = session.order.cost_usd if steps.bought else 0.0
                 order = None if recovering else session.order
                 collected = collect(row, session.results, order, cost, session.options.on_flagged == "error")
                 if collected is not None:
                     return collected
-                row = journal.update(row, COMPLETED)  # a file is gone: fetch it again
+                row = session.journal.update(row, COMPLETED)  # a file is gone: fetch it again
         except Spoiled as error:
             files = [name if i != error.index else "" for i, name in enumerate(row.files)]
-            journal.update(row, COMPLETED, files=files)
-            raise RemoteError(f"{error} Running again fetches it anew, and submits nothing.") from None
-        except sqlite3.Error as error:
+            session.journal.update(row, COMPLETED, files=files)
+            raise RemoteError(
+                f"{error} Running again with the same inputs and the same seed fetches it anew, and submits nothing."
+            ) from None
+        except JournalError as error:
             if row is None or row.state in ENDED or row.request_id is None:
                 raise
             raise RemoteError(
-                f"the journal {journal.path} cannot be written ({error}). The request {row.request_id} was submitted; "
-                f"free some space. {RUN_AGAIN}"
+                f"the journal {session.journal.path} cannot be written ({error}). The request {row.request_id} was "
+                f"submitted; free some space. {RUN_AGAIN}"
             ) from None
         except asyncio.CancelledError:
-            await cancel(session, journal.find(fingerprint))
+            with suppress(JournalError):  # then what this run knows must do
+                row = session.journal.find(row.fingerprint if row else fingerprint)
+            await cancel(session, row)
             raise
 
 
-async def _step(session: Session, row: Row | None, earlier: int | None) -> Row:
-    """One step of the machine: the row in its next state."""
-    journal, options = session.journal, session.options
-    if row is None or row.state in ENDED:
-        if options.recover_request_id:
-            raise RemoteError(f"the request {options.recover_request_id} ended at fal without a result.")
-        return await submit(session)
-    if row.state == SUBMITTING:  # nobody else is at work on these inputs, so its process has died
-        return journal.update(row, LOST, error="the machine stopped while the submission was under way.")
-    if row.state == LOST:
-        if options.resubmit_lost:
-            return journal.update(row, REPLACED)
-        raise AnswerLost(f"an earlier run submitted the same inputs: {row.error} {RESUBMIT}")
-    try:
-        return await (save(session, row) if row.state == COMPLETED else wait(session, row))
-    except Unobtainable as error:
-        if options.recover_request_id:
-            raise
-        if row.id == earlier and options.resubmit_lost:
-            return journal.update(row, REPLACED)
-        raise Unobtainable(f"{error} {RESUBMIT_GONE}") from None
+class _Steps:
+    """The steps of one run.
+
+    Attributes:
+        bought: whether this run submitted; what it bought it never gives up for another submission.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session, self.bought, self._asked_anew = session, False, False
+
+    async def next(self, row: Row | None) -> Row:
+        """The row in its next state."""
+        session, journal, options = self._session, self._session.journal, self._session.options
+        if row is None or row.state in ENDED:
+            if options.recover_request_id or session.order is None:
+                raise RemoteError(f"the request {options.recover_request_id} ended at fal without a result.")
+            row = await submit(session, session.order)
+            self.bought = True
+            return row
+        if row.state == SUBMITTING or (row.request_id is None and row.state != LOST):
+            # nobody else is at work on these inputs, so its process has died
+            return journal.update(row, LOST, error="the machine stopped while the submission was under way.")
+        if row.state == LOST:
+            if options.resubmit_lost:
+                return journal.update(row, REPLACED)
+            raise AnswerLost(f"an earlier run submitted the same inputs: {row.error} {RESUBMIT}")
+        try:
+            return await (save(session, row) if row.state == COMPLETED else wait(session, row))
+        except Unobtainable as error:
+            buying = options.resubmit_lost and not options.recover_request_id and not self.bought
+            if row.state == COMPLETED and not self._asked_anew and (buying or isinstance(error, NoPictures)):
+                self._asked_anew = True  # fal may give other addresses, or pictures at last
+                return journal.update(row, SUBMITTED)
+            if buying:
+                return journal.update(row, REPLACED)
+            raise Unobtainable(f"{error} {RUN_AGAIN if options.recover_request_id else RESUBMIT_GONE}") from None
 
 
 def _attach(session: Session, fingerprint: str) -> Row:
@@ -142,7 +204,7 @@ def _attach(session: Session, fingerprint: str) -> Row:
         raise NotAccepted(f"recover_request_id {request_id[:80]!r} is no request id; see fal.ai/dashboard/requests.")
     row = session.journal.find_request(request_id) or session.journal.find(fingerprint)
     if row is None or row.state in ENDED:
-        row = session.journal.begin(fingerprint, EDIT_ENDPOINT, None, SUBMITTED, request_id=request_id)
+        row = session.journal.begin(fingerprint, EDIT_ENDPOINT, None, request_id=request_id)
     return row
 
 
@@ -170,6 +232,12 @@ async def _alone(session: Session, fingerprint: str) -> AsyncIterator[None]:
         except filelock.Timeout:
             session.progress("the same inputs are being run already; waiting for that run")
             await asyncio.sleep(session.waits.poll)
+        except (OSError, NotImplementedError) as error:
+            raise RemoteError(
+                f"{lock.lock_file} cannot be locked ({getattr(error, 'strerror', None) or error}), and nothing was "
+                "submitted: two runs at once could buy twice. Let this user write there, or put ComfyUI's user folder "
+                "on a local disk."
+            ) from None
     try:
         yield
     finally:

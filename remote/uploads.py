@@ -7,23 +7,24 @@ from pathlib import Path
 
 import httpx
 
-from .client import Api
+from .client import Answer, Api, connection_fault, open_http
 from .errors import NotAccepted
-from .order import file_digest
+from .limits import parse_json
+from .order import Order, file_digest
 from .pictures import data_uri, encode_png
 from .session import Session
 
 MAX_INLINE = 4 * 2**20  # bytes of a PNG; a larger one is uploaded
 
 
-async def addresses(session: Session) -> tuple[list[str], list[str]]:
+async def addresses(session: Session, order: Order) -> tuple[list[str], list[str]]:
     """An address for each picture and each LoRA; a LoRA file or a large picture is uploaded, once for its content."""
     pictures, loras = [], []
-    for picture in session.order.pictures:
+    for picture in order.pictures:
         png = picture if isinstance(picture, str) else encode_png(picture)
         inline = isinstance(png, bytes) and len(png) <= MAX_INLINE
         pictures.append(data_uri(png) if inline else await _address(session, png))
-    for path, _ in session.order.loras:
+    for path, _ in order.loras:
         loras.append(await _address(session, path))
     return pictures, loras
 
@@ -37,6 +38,8 @@ async def _address(session: Session, source: str | bytes | Path) -> str:
         return known
     session.progress(f"uploading {source.name if isinstance(source, Path) else 'a picture'} to fal")
     url = await _upload(session.api, source)
+    if not (isinstance(url, str) and url.startswith(("https://", "http://"))):
+        raise NotAccepted("fal's file server names no address for an upload. Nothing was submitted.")
     session.journal.keep_upload(digest, url)
     return url
 
@@ -57,9 +60,16 @@ async def _upload(api: Api, source: Path | bytes) -> str:
         if named:
             return await client.upload_file(source, **only_cdn)
         return await client.upload(source, "image/png", "picture.png", **only_cdn)
-    except (httpx.HTTPError, fal_client.client.FalClientError, OSError, ValueError, KeyError, TypeError) as error:
+    except (
+        httpx.HTTPError, httpx.InvalidURL, fal_client.client.FalClientError, OSError, ValueError, KeyError, TypeError
+    ) as error:
         response = getattr(error, "response", None)
-        reason = f"{type(error).__name__}." if response is None else api.explain(response)
+        if response is not None:
+            reason = api.explain(Answer(response.status_code, response.headers, parse_json(response.content)))
+        elif isinstance(error, httpx.TransportError):
+            reason = connection_fault(error, "fal's file server")[0]
+        else:
+            reason = f"{type(error).__name__}."
         what = source.name if named else "a picture"
         raise NotAccepted(f"{what} could not be uploaded to fal: {reason} Nothing was submitted.") from None
 
@@ -67,7 +77,7 @@ async def _upload(api: Api, source: Path | bytes) -> str:
 async def _is_there(url: str, seconds: float) -> bool:
     """Whether an uploaded file can still be read; what cannot be told counts as yes."""
     try:
-        async with httpx.AsyncClient(timeout=seconds) as http:
+        async with open_http(timeout=seconds) as http:
             return (await http.head(url)).status_code not in (403, 404, 410)
     except (httpx.HTTPError, httpx.InvalidURL):
         return True

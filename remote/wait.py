@@ -6,50 +6,56 @@ import asyncio
 import contextlib
 import json
 import logging
-import sqlite3
 import time
-from typing import Any
 
-from .errors import RESUBMIT, RUN_AGAIN, Cancelled, Failed, RemoteError, Unobtainable
-from .interrupt import within
-from .journal import CANCELLED, CANCELLING, COMPLETED, FAILED, LOST, SUBMITTED, Row
+from .client import DONE, QUEUED, RUNNING, Status
+from .errors import RESUBMIT, RUN_AGAIN, Cancelled, Failed, NoAnswer, Refused, RemoteError, Unobtainable
+from .journal import CANCELLED, CANCELLING, COMPLETED, FAILED, LOST, SUBMITTED, JournalError, Row
+from .limits import FAILED_LOOKS, LOOKS, within
+from .response import parse_response
 from .results import save
 from .session import Session
 
-UNKNOWN_POLLS = 5  # fal must say so often that it does not know a request: just after a submission it may not yet
 MAX_LINE = 200  # letters of fal's logs
 
 
 async def wait(session: Session, row: Row) -> Row:
     """Look at the request until fal says how it ended; the row as COMPLETED (or, where it was to be cancelled, ended).
 
+    An answer is a result only if it holds pictures. That something is wrong is believed when it is said several times
+    in a row, and for minutes where the next look may well bring the result.
+
     Raises:
         Failed, Cancelled: fal's last word (the row has ended).
         Unobtainable: fal does not know it, or does not give the result.
         RemoteError: it takes too long, or the key is refused (the row stays as it is).
     """
-    watch = Watch(row.request_id, session)
-    unknown = 0
+    api, journal, request_id = session.api, session.journal, str(row.request_id)
+    watch = Watch(request_id, session)
     while True:
-        status = response = None
         try:
-            status = await session.api.status(row.request_id)
-            if type(status).__name__ in ("Queued", "InProgress"):
-                unknown = 0
-            elif status is not None:
-                response = await session.api.result(row.request_id, status.error, status.error_type)
-        except Unobtainable:
-            unknown += 1
-            if unknown == UNKNOWN_POLLS:
+            status = await api.status(request_id)
+            if status.state == DONE:
+                watch.done = True
+                response = await api.result(request_id, status)
+                parse_response(response)
+                return journal.update(row, COMPLETED, response=api.secrets.hide_key(json.dumps(response)))
+            watch.goes_on(status)
+        except Failed as error:
+            if watch.believes(error, 1 if error.certain else FAILED_LOOKS):
+                ended = journal.update(row, CANCELLED if isinstance(error, Cancelled) else FAILED, error=str(error))
+                if row.state == CANCELLING:
+                    return ended
                 raise
-        except (Failed, Cancelled) as error:
-            ended = session.journal.update(row, FAILED if isinstance(error, Failed) else CANCELLED, error=str(error))
-            if row.state == CANCELLING:
-                return ended
-            raise
-        if response is not None:
-            return session.journal.update(row, COMPLETED, response=json.dumps(response))
-        watch.look(status)
+        except Refused as error:
+            if watch.believes(error, LOOKS):
+                raise Refused(f"{error} {RUN_AGAIN}") from None
+        except Unobtainable as error:
+            if watch.believes(error, LOOKS, session.waits.gone):
+                raise
+        except NoAnswer as error:
+            watch.hears_nothing(error)
+        watch.check_silence()
         await asyncio.sleep(session.waits.poll)
 
 
@@ -66,26 +72,30 @@ async def cancel(session: Session, row: Row | None) -> None:
         row = await within(session.waits.grace, _cancel(session, row))
         said = f"{row.state} at fal"
         if row.state == COMPLETED:
-            with contextlib.suppress(RemoteError, sqlite3.Error, asyncio.TimeoutError):  # the next run fetches it
+            with contextlib.suppress(RemoteError, JournalError, asyncio.TimeoutError):  # the next run fetches it
                 await within(session.waits.grace, save(session, row))
-            said = "fal had completed the request; its result is kept, and running again collects it"
-    except (Failed, Cancelled) as error:
+            said = (
+                "fal had completed the request; its result is kept, and running again with the same inputs and the "
+                "same seed collects it"
+            )
+    except Failed as error:
         said = str(error)
-    except (RemoteError, sqlite3.Error, asyncio.TimeoutError) as error:
+    except (RemoteError, JournalError, asyncio.TimeoutError) as error:
         reason = str(error).rstrip(".") or f"no confirmation within {session.waits.grace:g} s"
         said = (
-            f"interrupted, but the cancellation is not confirmed: {reason}. It may go on and be charged; the next run "
-            "of the same inputs collects it, or submits anew if fal says that it was cancelled."
+            f"interrupted, but the cancellation is not confirmed: {reason}. It may go on and be charged, as request "
+            f"{row.request_id}; the next run with the same inputs and the same seed collects it, or submits anew if "
+            "fal says that it was cancelled."
         )
         logging.warning("klein-cns: request %s: %s", row.request_id, said)
     session.progress(said)
 
 
 async def _cancel(session: Session, row: Row) -> Row:
-    with contextlib.suppress(sqlite3.Error):  # a full disk must not keep fal from being asked
+    with contextlib.suppress(JournalError):  # a full disk must not keep fal from being asked
         row = session.journal.update(row, CANCELLING)
     try:
-        if not await _ask(session, row.request_id):
+        if not await _ask(session, str(row.request_id)):
             row = session.journal.update(row, SUBMITTED)  # it was completed already
     except RemoteError:
         session.journal.update(row, SUBMITTED)
@@ -94,13 +104,14 @@ async def _cancel(session: Session, row: Row) -> Row:
 
 
 async def _ask(session: Session, request_id: str) -> bool:
-    for left in reversed(range(UNKNOWN_POLLS)):
+    for left in reversed(range(LOOKS)):
         try:
             return await session.api.cancel(request_id)
         except Unobtainable:
             if not left:
                 raise
             await asyncio.sleep(session.waits.poll)
+    raise AssertionError("the last try returns or raises")
 
 
 class Watch:
@@ -111,39 +122,60 @@ class Watch:
         self._waits, self._progress = session.waits, session.progress
         self._began = self._heard = time.monotonic()
         self._running: float | None = None
+        self._verdict: type[RemoteError] | None = None
+        self._looks, self._since, self._last = 0, 0.0, "none"
+        self.done = False  # whether fal said that the request is completed
 
-    def look(self, status: Any) -> None:
-        """Take in a status of fal-client's; None, or ``Completed`` without a result to be had, counts as silence.
+    def goes_on(self, status: Status) -> None:
+        """Take in that the request is queued or running.
 
         Raises:
-            RemoteError: too long in the queue, on the machine, or without a usable answer.
-            Unobtainable: completed for too long without giving the result.
+            RemoteError: too long in the queue, or on the machine.
         """
-        now, kind = time.monotonic(), type(status).__name__
-        if kind == "Queued":
-            self._heard = now
+        now, self._verdict, self.done = time.monotonic(), None, False
+        self._heard = now
+        if status.state == QUEUED:
             self._over(now - self._began, self._waits.queue, "still waits in fal's queue", "it stays there")
             place = "" if status.position is None else f", position {status.position}"
             self._progress(f"in fal's queue{place}, {now - self._began:.0f} s")
-        elif kind == "InProgress":
-            self._heard, self._running = now, self._running or now
+        elif status.state == RUNNING:
+            if self._running is None:
+                self._running = now
             self._over(now - self._running, self._waits.running, "still runs at fal", "it goes on")
-            said = self._hide(_last_line(status.logs))[:MAX_LINE]
+            said = self._hide(status.log)[:MAX_LINE]
             self._progress(f"fal is at work, {now - self._running:.0f} s. {said}".strip())
-        elif now - self._heard > self._waits.silence:
-            if kind == "Completed":
-                raise Unobtainable(f"fal has completed the request {self._id}, but its result could not be fetched.")
-            raise RemoteError(f"there was no usable answer from fal for {self._waits.silence:g} s. {RUN_AGAIN}")
-        else:
-            self._progress(f"no usable answer from fal for {now - self._heard:.0f} s, asking again")
+
+    def hears_nothing(self, error: NoAnswer) -> None:
+        """Take in a look that brought nothing."""
+        self._verdict, self._last = None, str(error)
+        self._progress(f"no usable answer from fal for {time.monotonic() - self._heard:.0f} s, asking again")
+
+    def believes(self, error: RemoteError, looks: int, seconds: float = 0.0) -> bool:
+        """Whether a verdict was given so often in a row, and for so long."""
+        now = time.monotonic()
+        if type(error) is not self._verdict:
+            self._verdict, self._looks, self._since = type(error), 0, now
+        self._looks, self._last = self._looks + 1, str(error)
+        if self._looks >= looks and now - self._since >= seconds:
+            return True
+        self._progress(f"{error} Asking again.")
+        return False
+
+    def check_silence(self) -> None:
+        """Raise RemoteError where there was no usable answer for too long."""
+        if time.monotonic() - self._heard <= self._waits.silence:
+            return
+        for_long = f"for {self._waits.silence:g} s. {RUN_AGAIN}"
+        if self.done:
+            raise RemoteError(
+                f"fal has completed the request {self._id}, but its result could not be fetched {for_long} "
+                f"resubmit_lost does not buy it again as long as fal may still have it. The last answer: {self._last}"
+            )
+        raise RemoteError(
+            f"there was no usable answer from fal {for_long} The request {self._id} may go on there. The last answer: "
+            f"{self._last}"
+        )
 
     def _over(self, waited: float, limit: float, what: str, then: str) -> None:
         if waited > limit:
             raise RemoteError(f"the request {self._id} {what} after {limit:g} s; {then}. {RUN_AGAIN}")
-
-
-def _last_line(logs: Any) -> str:
-    """The newest message of fal's logs, as far as they are what they should be."""
-    last = logs[-1] if isinstance(logs, list) and logs else None
-    message = last.get("message") if isinstance(last, dict) else None
-    return message if isinstance(message, str) else ""

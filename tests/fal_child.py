@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fal_runs import Machine, order
-from klein_cns.remote.session import Waits
+from klein_cns.remote.limits import Waits
 
 
 class Server:

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from fal_server import KEY, FalServer
+from klein_cns.remote.journal import NAME as JOURNAL
+from klein_cns.remote.limits import Waits
 from klein_cns.remote.order import Order, make_order
 from klein_cns.remote.results import Collected
-from klein_cns.remote.run import JOURNAL, run
-from klein_cns.remote.session import Options, Waits
+from klein_cns.remote.run import run
+from klein_cns.remote.session import Options
 from klein_cns.sampler import CNSParams
 from PIL import Image
 
-QUICK = Waits(poll=0.02, tries=3, backoff=0.02, retry_after=1.0)  # the limits that a test is about, it sets itself
+# The limits that a test is about, it sets itself.
+QUICK = Waits(poll=0.02, gone=0.1, tries=3, backoff=0.02, longest_backoff=0.1, retry_after=1.0)
 PROMPT = "Dress the chairwoman in tweed"
 
 

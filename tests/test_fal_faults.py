@@ -5,11 +5,14 @@ Each fault runs once with the fault and once more after it has gone.
 
 from __future__ import annotations
 
+import ast
+import gzip
 import itertools
 import json
 import re
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -84,6 +87,18 @@ def drip(handler, proceed):
 
 
 INPUT_ERROR = {"detail": [{"loc": ["body", "prompt"], "msg": f"too long: {PROMPT}", "type": "x", "input": PROMPT}]}
+def dribble(handler, proceed):
+    """Bytes without end."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(10**9))
+    handler.end_headers()
+    for _ in range(200):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.05)
+    handler.close_connection = True
+
+
 BALANCE = {"detail": "User is locked. Reason: Exhausted balance. Top up at fal.ai/dashboard/billing."}
 
 CASES = [
@@ -150,9 +165,27 @@ CASES = [
     Case("network gone for long", 1, "submitted", "no usable answer from fal for 0.3 s. Run again",
          waits={"silence": 0.3, "answer": 0.2}, **faulty(status=FOREVER(drop()))),
     Case("slow polls", 1, "saved", OK, **faulty(status=[stall(0.3)] * 2)),
-    Case("key revoked while it runs", 1, "submitted", "does not accept the key", **faulty(status=answer(401))),
-    Case("fal forgets the request", 1, "submitted", "does not know the request .*resubmit_lost", (1, OK),
+    Case("key revoked while it runs", 1, "submitted", "does not accept the key.*goes on at fal.*Run again .*same seed",
+         **faulty(status=FOREVER(answer(401)))),
+    Case("key revoked before the result", 1, "submitted", "does not accept the key.*goes on at fal",
+         **faulty(result=FOREVER(answer(403, {"detail": "no"})))),
+    *(Case(f"{status} to {count} polls", 1, "saved", OK, **faulty(status=[answer(status)] * count))
+      for status in (401, 403) for count in (1, 3)),
+    Case("401 to one look at the result", 1, "saved", OK, **faulty(result=answer(401))),
+    Case("fal forgets the request", 1, "submitted",
+         "does not know the request .*key of another account.*Run again .*resubmit_lost", (1, OK),
          **faulty(status=FOREVER(answer(404)))),
+    Case("fal forgets and remembers", 1, "saved", OK, waits={"gone": 0.5}, **faulty(status=[answer(404)] * 12)),
+    Case("404, 401 and 500 in turn without end", 1, "submitted", "no usable answer from fal for 0.4 s",
+         waits={"silence": 0.4}, **faulty(status=itertools.cycle([answer(404), answer(401), answer(500)]))),
+    Case("completed, and then at work again", 1, "submitted", "still runs at fal after 0.3 s", (1, OK),
+         fal={"running": 10**6}, waits={"running": 0.3},
+         faults={"status": answer(200, {"status": "COMPLETED", "logs": []}), "result": answer(400)}),
+    Case("polls that are too large", 1, "saved", OK, run={"max_answer": 2000},
+         **faulty(status=[answer(200, b" " * 3000)] * 2)),
+    Case("polls of a great depth", 1, "saved", OK, **faulty(status=[answer(200, b"[" * 200_000)] * 2)),
+    Case("logs with half of a character", 1, "saved", OK, **faulty(
+        status=answer(202, {"status": "IN_PROGRESS", "logs": [{"message": "a \ud83d cat"}]}, accept=True))),
     Case("too long in the queue", 1, "submitted", "still waits in fal's queue after 0.3 s; it stays there. Run again",
          fal={"queued": 10**6}, waits={"queue": 0.3}),
     Case("too long on the machine", 1, "submitted", "still runs at fal after 0.3 s; it goes on. Run again",
@@ -167,11 +200,29 @@ CASES = [
          waits={"silence": 0.3}, **faulty(result=FOREVER(answer(500, HTML)))),
     Case("oversized result", 1, "submitted", "fal's answer is larger than 0 MiB", run={"max_answer": 2000},
          **faulty(result=answer(200, b" " * 3000))),
+    Case("oversized result, compressed", 1, "submitted", "fal's answer is larger than 0 MiB", run={"max_answer": 2000},
+         **faulty(result=FOREVER(answer(200, gzip.compress(b" " * 10**6), Content_Encoding="gzip")))),
+    Case("result compressed twice", 1, "saved", OK, **faulty(
+        result=answer(200, gzip.compress(gzip.compress(b"{}")), Content_Encoding="gzip, gzip"))),
+    Case("result of a great depth", 1, "saved", OK,
+         **faulty(result=answer(200, b'{"images": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"))),
+    Case("result a little too deep", 1, "saved", OK,
+         **faulty(result=answer(200, b'{"images": ' + b"[" * 80 + b"]" * 80 + b"}"))),
+    Case("result that drips without end", 1, "submitted", "its result could not be fetched for 0.4 s",
+         waits={"transfer": 0.3, "silence": 0.4}, **faulty(result=FOREVER(dribble))),
+    *(Case(f"{status} to {count} looks at the result", 1, "saved", OK, waits={"gone": 0.5},
+           **faulty(result=[answer(status)] * count)) for status in (404, 410) for count in (1, 6, 12)),
     Case("gone result", 1, "submitted", "result of the request .* is gone", **faulty(result=FOREVER(answer(404)))),
     Case("422 as the result", 1, "failed", "refused an input: prompt: too long: \\.\\.\\.", (2, OK),
          **faulty(result=answer(422, INPUT_ERROR))),
     Case("the model fails", 1, "failed", "the model failed on fal's machine .runner_server_error.", (2, OK),
-         **faulty(result=answer(500, {"detail": "x", "error_type": "runner_server_error"}))),
+         **faulty(result=FOREVER(answer(500, {"detail": "x", "error_type": "runner_server_error"})))),
+    *(Case(f"{count} of {kind}", 1, "saved", OK, **faulty(
+        result=[answer(500, {"detail": "x"}, X_Fal_Error_Type=kind)] * count))
+      for kind in ("runner_server_error", "request_timeout", "client_cancelled") for count in (1, 2)),
+    Case("499 of a proxy to the result", 1, "saved", OK, **faulty(result=[answer(499)] * 2)),
+    Case("failures between other faults", 1, "saved", OK, **faulty(
+        result=[answer(500, {}, X_Fal_Error_Type="internal_error"), answer(502, HTML)] * 3)),
     Case("the status says that it failed", 1, "failed", "fal failed .500.* does not charge", (2, OK), **faulty(
         status=answer(200, {"status": "COMPLETED", "logs": [], "error": "it broke"}), result=answer(500, HTML))),
     Case("429 to the result", 1, "saved", OK,
@@ -186,17 +237,23 @@ CASES = [
     Case("503 of fal's own gateway to the result", 1, "saved", OK,
          **faulty(result=[answer(503, {"detail": "busy"})] * 2)),
     Case("fal's time limit", 1, "failed", "not finished within fal's time limit", (2, OK),
-         **faulty(result=answer(504, {"detail": "x", "error_type": "request_timeout"}))),
+         **faulty(result=FOREVER(answer(504, {"detail": "x", "error_type": "request_timeout"})))),
     Case("no machine began it", 1, "failed", "no machine of fal's began it in time", (2, OK),
-         **faulty(result=answer(504, {"detail": "x"}, X_Fal_Error_Type="startup_timeout"))),
+         **faulty(result=FOREVER(answer(504, {"detail": "x"}, X_Fal_Error_Type="startup_timeout")))),
     Case("cancelled elsewhere", 1, "cancelled", "was cancelled at fal", (2, OK),
-         **faulty(result=answer(499, {"detail": "x", "error_type": "client_cancelled"}))),
-    Case("no pictures in it", 1, "completed", "holds no list of pictures", (1, "no list of pictures"),
-         **responding(without("images"))),
-    Case("empty pictures in it", 1, "completed", "holds no picture", (1, "holds no picture"),
+         **faulty(result=FOREVER(answer(499, {"detail": "x", "error_type": "client_cancelled"})))),
+    Case("no pictures in it", 1, "submitted", "holds no list of pictures.*Run again .*same seed",
+         (1, "no list of pictures"), **responding(without("images"))),
+    Case("empty pictures in it", 1, "submitted", "holds no picture.*Run again", (1, "holds no picture"),
          **responding(lambda response: {**response, "images": []})),
-    Case("picture without an address", 1, "completed", "names no address", (1, "names no address"),
+    Case("picture without an address", 1, "submitted", "names no address.*Run again", (1, "names no address"),
          **responding(image(url=""))),
+    *(Case(f"no pictures for a while: {str(body)[:20]}", 1, "saved", OK, waits={"gone": 0.5},
+           **faulty(result=[answer(200, body)] * count))
+      for body, count in (({"message": "x"}, 1), ({"images": []}, 7), ({"images": [None]}, 1), ({"images": None}, 1),
+                          ([], 1), ("text", 2), ({"images": [{"url": "data:image/png;base64,%"}]}, 2))),
+    Case("no pictures at first, collected later", 1, "submitted", "holds no list of pictures",
+         **faulty(result=FOREVER(answer(200, {"message": "still warming up"})))),
     Case("only pictures in it", 1, "saved", OK, warns="seed is missing",
          **responding(without("seed", "timings", "prompt", "has_nsfw_concepts"))),
     Case("fields of other types", 1, "saved", OK, warns="timings in fal's response is unusable",
@@ -210,7 +267,14 @@ CASES = [
     Case("file cut off", 1, "saved", OK, **faulty(file=truncated())),
     Case("file never comes whole", 1, "completed", "did not arrive whole .*Run again",
          **faulty(file=FOREVER(truncated()))),
-    Case("expired file", 1, "completed", "file is gone from fal .404.*resubmit_lost", **faulty(file=answer(404))),
+    Case("expired file", 1, "completed", "file is gone from fal .404.*Run again .*same seed.*resubmit_lost",
+         **faulty(file=FOREVER(answer(404)))),
+    *(Case(f"{status} to {count} looks at the file", 1, "saved", OK, waits={"gone": 1.0},
+           **faulty(file=[answer(status)] * count)) for status in (403, 404, 410) for count in (1, 4)),
+    Case("oversized file, compressed", 1, "completed", "the file is larger than 0 MiB", run={"max_file": 5000},
+         **faulty(file=answer(200, gzip.compress(bytes(10**6)), Content_Encoding="gzip"))),
+    Case("file that drips without end", 1, "completed", "did not arrive within 0.3 s.*Run again",
+         waits={"transfer": 0.3, "tries": 1}, **faulty(file=FOREVER(dribble))),
     Case("web page as file", 1, "completed", "is saved as .*_0.bin, but it is no PNG",
          **faulty(file=answer(200, HTML))),
     Case("spoiled file", 1, "completed", "cannot be decoded .*fetches it anew", **faulty(file=answer(200, PARTIAL))),
@@ -243,7 +307,7 @@ CASES = [
     Case("flagged, passed on", 1, "saved", OK, run={"on_flagged": "pass"},
          **responding(lambda response: {**response, "has_nsfw_concepts": [True]})),
     # inside the answer
-    Case("inline, spoiled", 1, "completed", "no base64", (1, "no base64"),
+    Case("inline, spoiled", 1, "submitted", "no base64.*Run again", (1, "no base64"),
          **responding(image(url="data:image/png;base64,%"))),
     # money
     Case("too expensive", 0, None, "costs \\$0.0400, more than max_cost_usd 0.01", run={"max_cost_usd": 0.01}),
@@ -281,7 +345,7 @@ def judge(found, says, warns=""):
 def test_fault(case, fal, tmp_path, monkeypatch):
     machine, options = Machine(tmp_path, fal), dict(case.run)
     machine.address = options.pop("address", machine.address)
-    for option, limit in (("max_file", "download.MAX_FILE"), ("max_answer", "client.MAX_ANSWER")):
+    for option, limit in (("max_file", "limits.MAX_FILE"), ("max_answer", "limits.MAX_ANSWER")):
         if option in options:
             monkeypatch.setattr(f"klein_cns.remote.{limit}", options.pop(option))
     for name, value in case.fal.items():
@@ -352,3 +416,53 @@ def test_a_prompt_that_fal_quotes_is_repeated_nowhere(fal, tmp_path, prompt, quo
     fal.fail(status=answer(202, {"status": "IN_PROGRESS", "logs": [{"message": f"p={quote(prompt)}"}]}, accept=True))
     machine.run(order(prompt=prompt))
     assert not any("secret" in line for line in machine.said)
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def sentences(path):
+    """Every text of a module, with what stands beside it in the same expression; its docstrings left out."""
+    tree = ast.parse(path.read_text())
+    documented = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
+            yield node.value
+
+
+def test_who_says_run_again_says_with_the_same_seed():
+    """Klein on fal's seed decides what is bought; the same words with another seed are another purchase."""
+    files = [*(ROOT / "remote").glob("*.py"), ROOT / "nodes" / "fal_edit.py", ROOT / "nodes" / "fal_requests.py"]
+    whole = [text for path in files for text in sentences(path) if re.search(r"run(s|ning)? again", text, re.I)]
+    parts = [part for text in whole for part in re.split(r"(?<=[.;]) ", text) if re.search("run.* again", part, re.I)]
+    assert len(parts) > 5
+    assert not [part for part in parts if "same seed" not in part]
+
+
+def test_one_spoiled_picture_is_left_out_and_the_others_are_saved(fal, tmp_path):
+    """Whatever stands in its place; the flags keep their pictures."""
+    places = {}
+    for number, spoiled in enumerate((None, "text", [], {}, {"url": 5}, {"url": ""}, {"content": "%"})):
+        def respond(response, spoiled=spoiled):
+            images = list(response["images"])
+            images[2] = spoiled
+            return {**response, "images": images, "has_nsfw_concepts": [False, False, True, False]}
+
+        fal.respond = respond
+        machine = Machine(tmp_path / str(number), fal)
+        found = machine.run(order(num_images=4, seed=number), on_flagged="pass")
+        assert len(found.images) == 3 and machine.state() == "saved"
+        assert sorted(path.name[-6:] for path in machine.results.iterdir()) == ["_0.png", "_1.png", "_3.png"]
+        assert "picture 3 of fal's response" in found.warnings[0], found.warnings
+        assert "3 pictures came, 4 were asked for" in found.warnings
+        with pytest.raises(RemoteError, match="flagged picture 3 of 4"):
+            machine.run(order(num_images=4, seed=number))
+        places[str(spoiled)] = fal.posts
+    assert list(places.values()) == list(range(1, 8))

@@ -19,7 +19,7 @@ import pytest
 from fal_runs import QUICK, Machine, order
 from fal_server import KEY, FalServer, answer, drop, png, stall
 from klein_cns.remote.errors import RemoteError
-from klein_cns.remote.run import JOURNAL
+from klein_cns.remote.journal import NAME as JOURNAL
 
 CHILD = Path(__file__).with_name("fal_child.py")
 POINTS = ("submit", "status", "result", "file")
@@ -343,7 +343,7 @@ def test_a_repeat_costs_nothing_and_each_changed_input_does(fal, machine):
     assert again.cost_usd == 0 and again.request_id == first.request_id and len(fal.seen) == seen
     changes = (
         {"seed": 6}, {"prompt": "another one"}, {"guidance_scale": 4.0}, {"num_images": 2}, {"output_format": "webp"},
-        {"image_size": (512, 640)}, {"pictures": 2}, {"pictures": 0}, {"cns_s_churn": 0.25}, {"sync_mode": True},
+        {"image_size": (512, 640)}, {"pictures": 2}, {"pictures": 0}, {"cns_s_churn": 0.25},
         {"loras": [("owner/name", 0.5)]}, {"loras": [("owner/name", 0.6)]},
     )
     for i, change in enumerate(changes):
@@ -372,9 +372,105 @@ def test_a_deleted_file_is_fetched_again_and_an_expired_one_is_said(fal, machine
         machine.run()
     assert len(fal.requests) == 1
     fal.heal()
-    fal.fail(file=answer(404))
+    [expired] = fal.requests
+
+    def gone(handler, proceed):
+        handler.reply(*((404, {}, {}) if expired in handler.path else proceed()))
+
+    fal.fail(file=itertools.repeat(gone))
     assert machine.run(resubmit_lost=True).images and len(fal.requests) == 2
     assert machine.run(resubmit_lost=True).cost_usd == 0 and len(fal.requests) == 2  # nothing is lost any more
+
+
+@pytest.mark.parametrize("faults", [
+    {"file": [answer(404)] * 3}, {"file": [answer(403), answer(503), drop()]}, {"result": [answer(404)] * 6},
+    {"result": [answer(200, {"message": "x"})] * 6}, {"result": [answer(500, {}, X_Fal_Error_Type="internal_error")]},
+    {"status": [answer(404)] * 6}, {"status": [answer(401)] * 2},
+], ids=str)
+def test_resubmit_lost_does_not_buy_what_the_next_look_brings(fal, machine, faults):
+    """The earlier run knew the id; whatever stood in the way of its result, the request may still be collectable."""
+    fal.fail(status=itertools.repeat(drop()))
+    with pytest.raises(RemoteError, match="no usable answer"):
+        machine.run(waits=replace(QUICK, silence=0.2))
+    fal.heal()
+    fal.fail(**faults)
+    assert machine.run(resubmit_lost=True, waits=replace(QUICK, gone=1.0)).images and fal.posts == 1
+
+
+@pytest.mark.parametrize("faults", [
+    {"result": answer(502, b"<html>")}, {"result": drop()}, {"status": answer(500)}, {"status": answer(401)},
+    {"result": answer(200, b"<html>")},
+], ids=["502", "dropped", "500 to polls", "401", "no JSON"])
+def test_resubmit_lost_does_not_buy_what_fal_may_still_have(fal, machine, faults):
+    [(point, fault)] = faults.items()
+    fal.fail(**{point: itertools.repeat(fault)})
+    for _ in range(3):
+        with pytest.raises(RemoteError, match="Run again with the same inputs and the same seed"):
+            machine.run(resubmit_lost=True, waits=replace(QUICK, silence=0.3))
+    assert fal.posts == 1
+    fal.heal()
+    assert machine.run(resubmit_lost=True).images and fal.posts == 1
+
+
+def test_before_it_buys_again_resubmit_lost_asks_fal_for_the_result_anew(fal, machine):
+    """The addresses of the first answer have expired; the second answer has others."""
+    machine.run().files[0].unlink()
+
+    def only_new(handler, proceed):
+        handler.reply(*(proceed() if "new" in handler.path else (403, {}, {})))
+
+    fal.fail(file=itertools.repeat(only_new))
+    fal.respond = lambda response: {**response, "images": [{"url": f"{fal.url}/files/new.png"}]}
+    assert machine.run(resubmit_lost=True).images and fal.posts == 1
+
+
+def test_one_picture_that_is_gone_beside_one_that_is_late_is_not_bought_again(fal, machine):
+    def half(handler, proceed):
+        handler.reply(*((404, {}, {}) if "/0.png" in handler.path else (503, {}, {})))
+
+    fal.fail(file=itertools.repeat(half))
+    for _ in range(2):
+        with pytest.raises(RemoteError, match="same seed"):
+            machine.run(order(num_images=2), resubmit_lost=True)
+    assert fal.posts == 1
+
+
+def test_a_request_without_pictures_is_collected_later_by_its_id_too(fal, machine, tmp_path):
+    fal.fail(result=itertools.repeat(answer(200, {"message": "x"})))
+    with pytest.raises(RemoteError, match="no list of pictures"):
+        machine.run()
+    [request_id] = fal.requests
+    other = Machine(tmp_path / "other", fal)
+    with pytest.raises(RemoteError, match="no list of pictures"):
+        other.run(recover_request_id=request_id)
+    fal.heal()
+    assert other.run(recover_request_id=request_id).images
+    assert machine.run().request_id == request_id and fal.posts == 1
+
+
+def test_what_an_older_version_took_for_a_result_is_asked_for_again(fal, machine):
+    """It wrote COMPLETED for answers without pictures."""
+    fal.fail(status=itertools.repeat(drop()))
+    with pytest.raises(RemoteError):
+        machine.run(waits=replace(QUICK, silence=0.2))
+    fal.heal()
+    database = sqlite3.connect(machine.folder / JOURNAL, isolation_level=None)
+    database.execute("UPDATE requests SET state = 'completed', response = '{\"images\": []}'")
+    database.close()
+    assert machine.run().images and fal.posts == 1
+
+
+@pytest.mark.parametrize("same", [
+    ({"image_size": "square_hd"}, {"image_size": (1024, 1024)}), ({}, {"sync_mode": True}),
+    ({"image_size": "portrait_16_9"}, {"image_size": (576, 1024), "sync_mode": True}),
+    ({"pictures": 0}, {"pictures": 0, "image_size": "landscape_4_3"}),
+    ({"pictures": 0, "image_size": (1024, 768)}, {"pictures": 0}),
+], ids=str)
+def test_one_request_under_two_names_is_bought_once(fal, machine, same):
+    first, second = same
+    bought = machine.run(order(**first))
+    again = machine.run(order(**second))
+    assert fal.posts == 1 and again.cost_usd == 0 and again.request_id == bought.request_id
 
 
 def test_one_bad_picture_keeps_no_other_away(fal, machine):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 from fal_runs import QUICK, Machine, order
@@ -15,31 +14,49 @@ from fal_server import KEY, FalServer, answer, drop, png
 from klein_cns.klein import sizes
 from klein_cns.remote import fields as fal_fields
 from klein_cns.remote.errors import RemoteError
-from klein_cns.remote.fields import FalFields
-from klein_cns.remote.interrupt import run_interruptibly, within
+from klein_cns.remote.interrupt import run_interruptibly
 from klein_cns.remote.key import read_key
+from klein_cns.remote.limits import within
 from klein_cns.remote.order import make_order, parse_image_urls, parse_lora_urls
 from klein_cns.remote.pictures import decode, encode_png, pixel_digest
 from klein_cns.remote.request import EditRequest, TextRequest, body
 from klein_cns.remote.response import parse_response
 from klein_cns.remote.route import choose
-from klein_cns.sampler import CNSParams
-from klein_cns.sampler.params import LOCAL_NAMES, public_name
 from PIL import Image
 
 GIB = 2**30
+KLEIN_FP8 = {"transformer": 9 * GIB, "text_encoder": 8 * GIB, "vae": GIB // 4}  # about the sizes of the usual files
 
 
-@pytest.fixture(scope="module")
-def documents(shared):
-    folder = shared / "reference" / "endpoint"
-    if not folder.is_dir():
-        pytest.skip("the endpoints' documents are not beside this checkout")
-    return {path.stem: path.read_text() for path in folder.iterdir()}
-
-
-def example(document, title):
-    return json.loads(re.search(rf"\*\*{title}\*\*:\s+```json\n(.+?)```", document, re.S).group(1))
+# What the two endpoints document, as of November 2025: name: (type, default, range or options).
+REQUIRED = object()
+BOTH = {
+    "prompt": (str, REQUIRED, None),
+    "negative_prompt": (str, "", None),
+    "guidance_scale": (float, 5, (0, 20)),
+    "seed": (int, None, None),
+    "num_inference_steps": (int, 28, (4, 50)),
+    "image_size": (object, None, None),
+    "num_images": (int, 1, (1, 4)),
+    "acceleration": (str, "regular", ("none", "regular", "high")),
+    "sync_mode": (bool, False, None),
+    "enable_safety_checker": (bool, True, None),
+    "output_format": (str, "png", ("jpeg", "png", "webp")),
+    "enable_cns": (bool, False, None),
+    "cns_s_churn": (float, 0.5, (0, 2)),
+    "cns_gamma_source": (str, "matrix", ("matrix", "approximation")),
+    "cns_power_gamma": (float, 0.75, (0.1, 3)),
+    "cns_gamma_divider": (float, 1.73, (0.1, 50)),
+    "cns_alpha_tilt_start": (float, 0.15, (-2, 2)),
+    "cns_alpha_tilt_end": (float, -0.5, (-2, 2)),
+    "cns_alpha_use_fnorm": (bool, True, None),
+    "cns_alpha_exp_interp": (bool, True, None),
+    "cns_alpha_exp_sharpness": (float, 0.75, (0.1, 10)),
+    "cns_num_freq_bins": (int, 32, (8, 128)),
+    "cns_energy_scale": (float, 0.98, (0.5, 1.5)),
+}
+EDIT_ALONE = {"image_urls": (list, REQUIRED, None), "loras": (list, [], None)}
+PRESETS = ["square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9"]
 
 
 @pytest.fixture
@@ -49,48 +66,65 @@ def fal():
     server.close()
 
 
-def test_names_defaults_ranges_and_options_are_the_documents(documents):
-    document = documents["edit_lora"].partition("### Output Schema")[0]
-    entries = dict(re.findall(r"- \*\*`(\w+)`\*\*(.*?)(?=\n- \*\*|\n\*\*)", document, re.S))
-    assert set(EditRequest.model_fields) == set(entries)
-    assert set(TextRequest.model_fields) == set(entries) - {"image_urls", "loras"}
-    specs = {spec.name: spec for spec in fields(FalFields)}
-    specs |= {public_name(spec.name): spec for spec in fields(CNSParams) if public_name(spec.name) not in LOCAL_NAMES}
-    for name, text in entries.items():
-        default = re.search(r"- Default: `(.+)`", text)
-        if default and name not in ("seed", "loras"):
-            assert EditRequest.model_fields[name].default == json.loads(default.group(1)), name
-        limits = re.search(r"- Range: `(.+)` to `(.+)`", text)
-        if limits:
-            low, high = map(float, limits.groups())
-            assert (specs[name].metadata["min"], specs[name].metadata["max"]) == (low, high)
-            base = {"prompt": "x", "image_urls": ["https://a/b.png"]}
-            for value in (low - 1, high + 1, float("nan"), "1", None, True):
-                with pytest.raises(ValueError, match=name):
-                    EditRequest(**base, **{name: value})
-            whole = isinstance(specs[name].metadata["step"], int)
-            for value in (low, high):
-                EditRequest(**base, **{name: int(value) if whole else value})
-        options = re.search(r"- Options: (.+)", text)
-        if options:
-            meta = specs[name].metadata
-            own = [value for value in meta["options"] if value not in meta.get("local", ())]
-            assert own == re.findall(r'`"(\w+)"`', options.group(1))
+@pytest.mark.parametrize("name", [*BOTH, *EDIT_ALONE])
+def test_names_defaults_ranges_and_options_are_the_endpoints(name):
+    kind, default, allowed = {**BOTH, **EDIT_ALONE}[name]
+    base = {"prompt": "x", "image_urls": ["https://a/b.png"]}
+    model = EditRequest.model_fields[name]
+    assert model.is_required() if default is REQUIRED else model.default == default
+    if kind in (int, float):
+        low, high = allowed or (0, 2**64 - 1)
+        for value in (low - 1, high + 1, float("nan"), "1", True):
+            with pytest.raises(ValueError, match=name):
+                EditRequest(**base, **{name: value})
+        for value in (low, high):
+            assert getattr(EditRequest(**base, **{name: kind(value)}), name) == value
+    elif allowed:
+        for value in allowed:
+            assert getattr(EditRequest(**base, **{name: value}), name) == value
+        with pytest.raises(ValueError, match=name):
+            EditRequest(**base, **{name: "another"})
+    elif kind is bool:
+        for value in ("true", 1, None):
+            with pytest.raises(ValueError, match=name):
+                EditRequest(**base, **{name: value})
 
 
-def test_the_documents_examples_are_requests_and_responses(documents):
-    required = example(documents["edit_lora"], "Required Parameters Example")
-    assert {name: body(EditRequest(**required))[name] for name in required} == required
-    full = example(documents["edit_lora"], "Full Example")
-    assert body(EditRequest(**full)) == {**body(EditRequest(**required)), **full}
-    text = documents["base_text_to_image"]
-    shown = json.JSONDecoder().raw_decode(text, text.index('{\n"prompt"'))[0]
-    assert {name: body(TextRequest(**shown))[name] for name in shown} == shown
-    answers = [example(documents["edit_lora"], "Example Response")]
-    answers.append(json.JSONDecoder().raw_decode(text, text.index('{\n"images"'))[0])
-    for given in answers:
+def test_each_endpoint_takes_its_own_fields_and_no_others():
+    assert set(TextRequest.model_fields) == set(BOTH)
+    assert set(EditRequest.model_fields) == set(BOTH) | set(EDIT_ALONE)
+    assert list(fal_fields.IMAGE_SIZES) == PRESETS
+    for size in (*PRESETS, {"width": 2016, "height": 1152}):
+        assert body(TextRequest(prompt="x", image_size=size))["image_size"] == size
+    for urls in ([], ["https://a/b.png"] * 5):
+        with pytest.raises(ValueError, match="image_urls"):
+            EditRequest(prompt="x", image_urls=urls)
+    with pytest.raises(ValueError, match="loras"):
+        EditRequest(prompt="x", image_urls=["https://a/b.png"], loras=[{"path": "a/b", "scale": 1.0}] * 4)
+
+
+def test_a_whole_request_of_the_endpoint_is_one_of_ours():
+    """Every field written out, with ints where the endpoint's own examples have them."""
+    whole = {
+        "prompt": "a red coat", "guidance_scale": 5, "num_inference_steps": 28,
+        "image_size": {"height": 1152, "width": 2016}, "num_images": 1, "acceleration": "regular",
+        "enable_safety_checker": True, "output_format": "png", "cns_s_churn": 0.5, "cns_gamma_source": "matrix",
+        "cns_power_gamma": 0.75, "cns_gamma_divider": 1.73, "cns_alpha_tilt_start": 0.15, "cns_alpha_tilt_end": -0.5,
+        "cns_alpha_use_fnorm": True, "cns_alpha_exp_interp": True, "cns_alpha_exp_sharpness": 0.75,
+        "cns_num_freq_bins": 32, "cns_energy_scale": 0.98,
+    }
+    edit = {**whole, "image_urls": ["https://a/b.png"], "loras": []}
+    required = {name: edit[name] for name in ("prompt", "image_urls")}
+    assert body(EditRequest(**edit)) == {**body(EditRequest(**required)), **edit}
+    text = {**whole, "image_size": "landscape_4_3"}
+    assert {name: body(TextRequest(**text))[name] for name in text} == text
+
+
+def test_a_response_with_the_least_that_an_endpoint_sends_is_one():
+    file = {"url": "https://a/b.png", "content_type": "image/png", "file_name": "b.png", "file_size": 4404019}
+    for given in ({"images": [file], "prompt": ""}, {"images": [{"url": "https://a/b.png"}], "prompt": ""}):
         response, warnings = parse_response(given)
-        assert response.images[0].url == given["images"][0]["url"]
+        assert response.images[0].url == "https://a/b.png"
         assert [line.split()[0] for line in warnings] == ["timings", "seed", "has_nsfw_concepts"]
 
 
@@ -264,13 +298,17 @@ def test_decoding_is_bounded():
 @pytest.mark.parametrize(
     ("given", "branch", "why"),
     [
-        (("local", None, [], ["x"]), "local", "local: as chosen"),
-        (("fal", 80 * GIB, [1], []), "remote", "fal: as chosen"),
-        (("auto", None, [1], []), "remote", "no accelerator"),
-        (("auto", 80 * GIB, [1], ["klein.safetensors"]), "remote", "klein.safetensors does not exist"),
-        (("auto", 80 * GIB, [], []), "remote", "no Klein 9B Base Loader feeds local"),
-        (("auto", 12 * GIB, [10 * GIB], []), "local", "needed are 12.0 GiB .10.0 GiB of files x 1.2., of 12.0 GiB"),
-        (("auto", 12 * GIB - 1, [5 * GIB] * 2, []), "remote", "too small; needed are 12.0 GiB"),
+        (("local", None, {}, ["x"]), "local", "local: as chosen"),
+        (("fal", 80 * GIB, {"a": 1}, []), "remote", "fal: as chosen"),
+        (("auto", None, {"a": 1}, []), "remote", "no accelerator"),
+        (("auto", 80 * GIB, {"a": 1}, ["klein.safetensors"]), "remote", "klein.safetensors does not exist"),
+        (("auto", 80 * GIB, {}, []), "remote", "no Klein 9B Base Loader feeds local"),
+        (("auto", 12 * GIB, {"a": 10 * GIB}, []), "local",
+         "its 12.0 GiB are enough for the largest part .*, a: 10.0 GiB x 1.2 = 12.0 GiB"),
+        (("auto", 12 * GIB - 1, {"a": GIB, "b": 10 * GIB}, []), "remote",
+         "too small; its 12.0 GiB are less than the largest part that must be there at once, b: 10.0 GiB x 1.2"),
+        *((("auto", memory * GIB, KLEIN_FP8, []), "local", "transformer: 9.0 GiB") for memory in (12, 16, 20, 24)),
+        (("auto", 8 * GIB, KLEIN_FP8, []), "remote", "transformer: 9.0 GiB"),
     ],
 )
 def test_route(given, branch, why):
@@ -320,6 +358,11 @@ def test_run_interruptibly():
     ("[2002:a00:1::]", "2002:a00:1::", False), ("[2002:9765:101::]", "2002:9765:101::", True),
     ("[::ffff:10.0.0.1]", "::ffff:10.0.0.1", False), ("[::1]", "::1", False), ("[ff0e::1]", "ff0e::1", False),
     ("v3.fal.media", "2a04:4e42::1", True), ("v3.fal.media", "64:ff9b::c612:7", False),
+    ("v3.fal.media", "fec0::1", False), ("[fec0::1]", "fec0::1", False), ("v3.fal.media", "feff::1", False),
+    ("v3.fal.media", "::a00:1", False), ("[::a00:1]", "::a00:1", False), ("v3.fal.media", "::9765:101", False),
+    ("v3.fal.media", "64:ff9b::a00:1", False), ("v3.fal.media", "64:ff9b::7f00:1", False),
+    ("v3.fal.media", "64:ff9b:1::1", False), ("v3.fal.media", "fe80::1%eth0", False),
+    ("v3.fal.media", "fd00::1", False),
 ])
 def test_a_file_is_fetched_from_public_hosts_alone(monkeypatch, host, resolved, followed):
     """198.18.0.0/15 stands for every name behind a proxy with "fake-ip" DNS; as an address it is private."""
@@ -367,16 +410,26 @@ def test_the_address_is_all_that_tests_change(fal, tmp_path):
     import fal_client
     from klein_cns.remote.client import Api
 
-    async def urls(address):
+    async def url(address):
         async with Api(KEY, address, replace(QUICK)) as api:
-            handle = api._handle("some-id")
-            real = await fal_client.AsyncClient(key=KEY).get_handle(fal_fields.EDIT_ENDPOINT, "some-id")
-            return handle, real
+            return api._request("some-id"), await fal_client.AsyncClient(key=KEY).get_handle(
+                fal_fields.EDIT_ENDPOINT, "some-id"
+            )
 
-    handle, real = asyncio.run(urls(None))
-    assert (handle.status_url, handle.response_url, handle.cancel_url) == (
-        real.status_url, real.response_url, real.cancel_url
-    )
-    assert handle.status_url == "https://queue.fal.run/fal-ai/flux-2/requests/some-id/status"
-    handle, _ = asyncio.run(urls(fal.url))
-    assert handle.status_url == f"{fal.url}/fal-ai/flux-2/requests/some-id/status"
+    ours, real = asyncio.run(url(None))
+    assert (f"{ours}/status", ours, f"{ours}/cancel") == (real.status_url, real.response_url, real.cancel_url)
+    assert ours == "https://queue.fal.run/fal-ai/flux-2/requests/some-id"
+    assert asyncio.run(url(fal.url))[0] == f"{fal.url}/fal-ai/flux-2/requests/some-id"
+    for wrong in ("http://queue.fal.run", "ftp://127.0.0.1", "https://[::1", "https://", "queue.fal.run"):
+        with pytest.raises(RemoteError, match="KLEIN_CNS_FAL_URL is"):
+            asyncio.run(url(wrong))
+
+
+@pytest.mark.parametrize("address", [None, 5, "", "ftp://a/b", "javascript:x"])
+def test_an_upload_without_an_address_submits_nothing(fal, tmp_path, monkeypatch, address):
+    monkeypatch.setattr(fal, "upload", lambda data: (200, {"access_url": address}, {}))
+    machine, lora = Machine(tmp_path, fal), tmp_path / "style.safetensors"
+    lora.write_bytes(b"weights")
+    with pytest.raises(RemoteError, match="names no address for an upload. Nothing was submitted"):
+        machine.run(order(loras=[(lora, 0.5)]))
+    assert fal.posts == 0 and machine.state() is None

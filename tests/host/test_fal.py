@@ -95,7 +95,7 @@ def fal_node(**changed):
         "image_size": "auto", "width": 1024, "height": 1024, "num_images": 1, "acceleration": "regular",
         "enable_safety_checker": True, "output_format": "png", "sync_mode": False, "image_urls": "", "lora_urls": "",
         "upload_loras": False, "max_cost_usd": 0.5, "recover_request_id": "", "resubmit_lost": False,
-        "on_flagged": "error", **OFF.to_request(),
+        "on_flagged": "error", **OFF.to_endpoint(),
     }
     return node("KleinFalEdit", **{**values, **changed})
 
@@ -168,7 +168,7 @@ def texts(entry, name="text"):
 
 
 def test_every_input_has_a_tooltip_and_the_endpoints_name(host):
-    for name in ("KleinFalEdit", "KleinRoute"):
+    for name in ("KleinFalEdit", "KleinFalRequests", "KleinRoute"):
         info = host.get(f"/object_info/{name}")[name]
         inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
         assert not [key for key, spec in inputs.items() if not (len(spec) > 1 and spec[1].get("tooltip"))]
@@ -176,6 +176,20 @@ def test_every_input_has_a_tooltip_and_the_endpoints_name(host):
 
     own = host.get("/object_info/KleinFalEdit")["KleinFalEdit"]["input"]
     assert set(EditRequest.model_fields) - {"loras"} <= set(own["required"]) | set(own["optional"])
+
+
+def test_klein_on_fal_has_the_endpoints_controls_alone(host):
+    """No local solver, formula or gamma, not even as an option; and the seed stays as it is after a run."""
+    from klein_cns.remote.request import EditRequest
+
+    own = host.get("/object_info/KleinFalEdit")["KleinFalEdit"]["input"]
+    inputs = {**own["required"], **own["optional"]}
+    assert {name for name in inputs if "cns" in name} == {name for name in EditRequest.model_fields if "cns" in name}
+    assert inputs["cns_gamma_source"][1]["options"] == ["matrix", "approximation"]
+    assert inputs["seed"][1]["control_after_generate"] == "fixed"
+    for kind, options in inputs.values():
+        if kind == "COMBO":
+            assert options["default"] in options["options"]
 
 
 def test_a_remote_edit_brings_picture_seed_id_cost_and_response(keyed, fal):
@@ -257,8 +271,11 @@ def test_sentences(keyed, fal):
     for changed, says in (
         ({"max_cost_usd": 0.01}, "costs $0.0400, more than max_cost_usd 0.01"),
         ({"lora_urls": "owner/name 0.5", "images.image_0": None}, "LoRAs are given but no picture"),
-        ({"enable_cns": True, "cns_gamma_source": "reference"}, "cns_gamma_source='reference' runs only locally"),
-        ({"enable_cns": True, "cns_solver": "sde_2m"}, "cns_solver='sde_2m' runs only locally"),
+        ({"enable_cns": True, "cns_gamma_source": "reference"}, "cns_gamma_source: 'reference' not in"),
+        ({"enable_cns": True, "cns_formula": "authors"}, "cns_formula='authors' runs only locally"),  # of an API prompt
+        ({"enable_cns": True, "cns_formula": "authors"}, "cns_formula='authors' runs only locally"),
+        ({"enable_cns": False, "cns_churn": 1.0}, "unknown CNS parameter cns_churn"),
+        ({"max_usd_a_day": 0.03}, "spent today: together more than max_usd_a_day 0.03; nothing was submitted"),
         ({"image_urls": "http://a/1.png\nhttp://a/2.png\nhttp://a/3.png\nhttp://a/4.png"}, "5 pictures are given"),
         ({"image_urls": "C:\\picture.png"}, "is no address"),
         ({f"images.image_{i}": ["load", 0] for i in range(5)}, "5 pictures are connected"),
@@ -340,15 +357,22 @@ def test_a_machine_without_weights_runs_a_shared_workflow_with_its_loras_through
 def test_route_auto_decides_by_accelerator_files_and_memory(keyed, fal):
     """The fake accelerator is all that is not real here."""
     files = [keyed.base / "models" / wanted.folder / wanted.sources[0][0] for wanted in WANTED.values()]
-    size = sum(file.stat().st_size for file in files)
-    before, took = len(fal.requests), []
+    sizes = sorted((file.stat().st_size, file.name) for file in files)
+    (second, _), (size, name) = sizes[-2:]
+    before, took, said = len(fal.requests), [], []
     for seed, (memory_size, loader) in enumerate(
         [(0, SINGLE), (10**12, MISSING), (int(size * 1.2) - 1, SINGLE), (int(size * 1.2) + 1, SINGLE)], start=100
     ):
         memory(keyed, memory_size)
-        keyed.run(route_graph("auto", "auto", loader, seed))
+        said.append("\n".join(keyed.watch(route_graph("auto", "auto", loader, seed)).texts))
         took.append(len(fal.requests) - before)
     assert took == [1, 2, 3, 3]
+    assert f"too small; its 0.0 GiB are less than the largest part that must be there at once, {name}" in said[2]
+    assert f"large enough; its 0.0 GiB are enough for the largest part that must be there at once, {name}" in said[3]
+    if name == SINGLE["text_encoder"]:  # which stays off the accelerator where its device is the CPU
+        memory(keyed, int(second * 1.2) + 1)
+        keyed.run(route_graph("auto", "auto", {**SINGLE, "text_encoder_device": "cpu"}, 150))
+        assert len(fal.requests) - before == 3
     memory(keyed, 10**12)
     unknown = {"load": node("ProbeLoad", name="falpicture"), "fail": node("ProbeFail")}
     unknown["route"] = node("KleinRoute", mode="auto", local=["fail", 0], remote=["load", 0])
@@ -382,6 +406,28 @@ def test_a_recovered_request_is_the_lost_one_of_the_same_inputs(keyed, fal):
     assert texts(keyed.run(remote_graph("lost", prompt="lost")))["cost"] == 0 and len(fal.requests) == before
     keyed.run(remote_graph("lost", seed=1, image_urls="no address", recover_request_id=lost))  # inputs are not needed
     assert len(fal.requests) == before
+
+
+def test_the_requests_node_lists_what_is_open_without_fal(keyed, fal):
+    def listed(name):
+        heard = keyed.watch({"list": node("KleinFalRequests")})
+        [text] = heard.entry["outputs"]["list"]["text"]
+        assert text in heard.texts, name
+        return text
+
+    before = listed("before")
+    fal.fail(submit=drop(accept=True))
+    assert "Whether fal took it is unknown" in failure(keyed, remote_graph("open", prompt="open"))
+    seen = len(fal.seen)
+    after = listed("after")  # run again, and not from the cache
+    assert len(fal.seen) == seen and "seconds old, $0.0400" in after
+    spent = [float(text.split("$")[1].split()[0]) for text in (before, after)]
+    assert spent[1] - spent[0] == pytest.approx(0.04)
+    *_, lost = fal.requests
+    keyed.run(remote_graph("open", prompt="open", recover_request_id=lost))
+    assert listed("collected").count("no id") == after.count("no id") - 1
+    prompt = {"list": node("KleinFalRequests"), "show": node("PreviewAny", source=["list", 0])}
+    keyed.run(prompt)
 
 
 def test_without_fal_client_the_nodes_are_there_and_say_what_to_install(comfyui, server):
