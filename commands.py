@@ -95,7 +95,7 @@ def _run(args: argparse.Namespace, request: dict[str, Any], pictures: list[str])
     _, (width, height) = check_inputs(run, pictures, progress)
     rows, columns = latent_size(width, height)
     sigmas = SCHEDULES[run.scheduler](run.num_inference_steps, rows * columns)
-    for sentence in advice(cns, sigmas.tolist(), run.guidance_scale):
+    for sentence in advice(cns, run.solver, sigmas.tolist(), run.guidance_scale):
         _say(sentence)
 
     try:

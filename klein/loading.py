@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .architecture import check_components
-from .errors import first_line
+from ..weights.architecture import COMPONENTS, DEV, KLEIN_9B, LATENT_CHANNELS, recognize
 from .memory import is_out_of_memory, memory_advice
-from .tiny import COMPONENTS, tiny
+from .tiny import tiny
+from .words import first_line
 
 if TYPE_CHECKING:
     from diffusers import Flux2KleinPipeline
@@ -47,6 +47,31 @@ def load_components(
         else:
             pipe.to(device)
     return pipe
+
+
+def check_components(transformer: dict[str, Any], text_encoder: dict[str, Any], vae: dict[str, Any]) -> None:
+    """Refuse components that cannot work together, from their diffusers configs alone.
+
+    Raises:
+        ValueError: a transformer that is not a klein, a text encoder of another width, a foreign VAE.
+    """
+    hidden = transformer["num_attention_heads"] * transformer["attention_head_dim"]
+    context, width = transformer["joint_attention_dim"], text_encoder["hidden_size"]
+    known = recognize(hidden, context)
+    name = known.name if known else f"FLUX.2 transformer of hidden width {hidden}"
+    if known is DEV or transformer.get("guidance_embeds"):
+        raise ValueError(f"the transformer is {name} with a guidance embedding; load {KLEIN_9B.name} Base.")
+    if context != 3 * width:
+        wanted = f"{known.text_encoder} (width {known.text_width})" if known else f"one of width {context / 3:g}"
+        raise ValueError(
+            f"the text encoder has width {width}, but {name} was trained with {wanted}; "
+            "put that model into the folder text_encoder."
+        )
+    if vae.get("latent_channels") != LATENT_CHANNELS:
+        raise ValueError(
+            f"the VAE has {vae.get('latent_channels')} latent channels, FLUX.2's has {LATENT_CHANNELS}; "
+            "put FLUX.2's VAE into the folder vae."
+        )
 
 
 def default_device() -> torch.device:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .errors import first_line
+from .words import first_line
 
 # What PyTorch says where it has no exception of its own: on the CPU, on MPS, and in some drivers.
 WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")

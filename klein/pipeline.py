@@ -268,7 +268,7 @@ class KleinPipeline:
         from ..sampler.scheduler import FlowMatchCNSScheduler
 
         scheduler = FlowMatchCNSScheduler.from_config(
-            self.pipe.scheduler.config, patch_size=PATCH_SIZE, **request.cns.to_request()
+            self.pipe.scheduler.config, patch_size=PATCH_SIZE, solver=request.solver, **request.cns.to_request()
         )
         sigmas = SCHEDULES[request.scheduler](request.num_inference_steps, size[0] * size[1])
         scheduler.set_sigmas(sigmas, device=self._device)

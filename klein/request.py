@@ -8,9 +8,10 @@ from typing import Any
 
 from ..sampler.noise import MAX_SEED
 from ..sampler.params import CNSParams, checked, choice, number
-from .errors import is_unicode
+from ..sampler.solvers import SOLVER_HELP, SOLVERS
 from .schedules import SCHEDULES
 from .sizes import AUTO, parse_image_size
+from .words import is_unicode
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class KleinRequest:
         metadata={"help": "A preset, WIDTHxHEIGHT, or auto: the first picture's own size, landscape_4_3 without one."},
     )
     num_images: int = number(1, 1, 4, 1, "How many pictures to make.")
+    solver: str = choice(tuple(SOLVERS), f"{SOLVER_HELP} Local only.")
     scheduler: str = choice(
         tuple(SCHEDULES), "Sigma schedule (local only): klein's own, or uniform in log-SNR, an experiment."
     )

@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..weights.architecture import TINY
-from .architecture import TEXT_LAYERS
+from ..weights.architecture import COMPONENTS, TEXT_LAYERS, TINY, TINY_MARK
 
 if TYPE_CHECKING:
     from diffusers import Flux2KleinPipeline
 
-COMPONENTS = ("transformer", "text_encoder", "vae")
-MARK = ("klein_cns", "tiny")  # in the metadata of every safetensors file of a tiny klein
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -83,7 +80,7 @@ def is_tiny(folder: Path) -> bool:
         return False
     try:
         with safe_open(files[0], framework="pt") as file:
-            return (file.metadata() or {}).get(MARK[0]) == MARK[1]
+            return (file.metadata() or {}).get(TINY_MARK[0]) == TINY_MARK[1]
     except SafetensorError:
         return False  # loading it will say what is wrong
 
@@ -103,7 +100,7 @@ def _mark(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     for path in (file for part in COMPONENTS for file in (folder / part).glob("*.safetensors")):
-        save_file(load_file(path), path, metadata={"format": "pt", MARK[0]: MARK[1]})
+        save_file(load_file(path), path, metadata={"format": "pt", TINY_MARK[0]: TINY_MARK[1]})
 
 
 def _fill(model: torch.nn.Module, generator: torch.Generator) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..klein.architecture import KLEIN_9B, WANTED
-from ..klein.inspect import check_pair, check_text_encoder, check_transformer, check_vae
+from ..weights.architecture import KLEIN_9B
+from ..weights.components import WANTED, check_pair, check_text_encoder, check_transformer, check_vae
 from . import model_files
 from .cns_inputs import CATEGORY
 from .messages import show

@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from ..sampler.gamma_fits import FITS
 from ..sampler.params import LOCAL_NAMES, SWITCH, CNSParams, public_name
 from ..sampler.progress import ProgressMatrix, shipped_progress
+from ..sampler.solvers import DEFAULT_SOLVER, SOLVER_HELP, SOLVERS
 from .common import is_inside
 
 CATEGORY = "klein"
@@ -87,6 +88,11 @@ def patch_size(model: Any) -> int:
     latent_format = model.get_model_object("latent_format")
     packed = (latent_format.latent_channels, getattr(latent_format, "spacial_downscale_ratio", None))
     return 2 if packed == (FLUX2_CHANNELS, 16) else 1
+
+
+def solver_input() -> io.Input:
+    """The widget that chooses a solver."""
+    return io.Combo.Input("solver", options=list(SOLVERS), default=DEFAULT_SOLVER, tooltip=SOLVER_HELP)
 
 
 def widget(name: str, spec: Any, advanced: bool | None = None) -> io.Input:

@@ -16,7 +16,16 @@ from comfy_extras.nodes_flux import get_schedule
 from ..klein.schedules import SCHEDULES, log_snr_sigmas
 from ..sampler import CNSParams, ProgressMatrix, reference_progress
 from ..sampler.params import checked_number
-from .cns_inputs import CATEGORY, GAMMA_FILE, cns_inputs, cns_params, gamma_stamp, load_progress, patch_size
+from .cns_inputs import (
+    CATEGORY,
+    GAMMA_FILE,
+    cns_inputs,
+    cns_params,
+    gamma_stamp,
+    load_progress,
+    patch_size,
+    solver_input,
+)
 from .cns_sampler import make_sampler
 from .messages import show
 
@@ -49,6 +58,7 @@ class CNSKSampler(io.ComfyNode):
                     "cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
                     tooltip="Classifier-free guidance; klein Base likes 4 to 5. 1 is none and takes half the time.",
                 ),
+                solver_input(),
                 io.Combo.Input(
                     "scheduler", options=[*SCHEDULES, *comfy.samplers.SCHEDULER_NAMES], default="flux2",
                     tooltip="flux2 is klein's own schedule, log_snr an experiment that is more exact at few steps. The "
@@ -85,6 +95,7 @@ class CNSKSampler(io.ComfyNode):
         seed: int,
         steps: int,
         cfg: float,
+        solver: str,
         scheduler: str,
         denoise: float,
         **values: Any,
@@ -106,7 +117,7 @@ class CNSKSampler(io.ComfyNode):
         sigmas = make_sigmas(model, scheduler, steps, denoise, samples)
         batch_index = latent.get("batch_index")
         noise = comfy.sample.prepare_noise(samples, seed, batch_index)
-        sampler = make_sampler(params, progress, partial(show, cls.hidden.unique_id), batch_index=batch_index)
+        sampler = make_sampler(params, solver, progress, partial(show, cls.hidden.unique_id), batch_index=batch_index)
         x0: dict[str, torch.Tensor] = {}
         result = comfy.sample.sample_custom(
             model, noise, cfg, sampler, sigmas, positive, negative, samples,

@@ -15,7 +15,16 @@ from ..klein.memory import memory_advice
 from ..sampler import CNSParams, ProgressMatrix, sample_cns
 from ..sampler.advice import advice
 from ..sampler.params import SWITCH
-from .cns_inputs import CATEGORY, GAMMA_FILE, cns_inputs, cns_params, gamma_stamp, load_progress, patch_size
+from .cns_inputs import (
+    CATEGORY,
+    GAMMA_FILE,
+    cns_inputs,
+    cns_params,
+    gamma_stamp,
+    load_progress,
+    patch_size,
+    solver_input,
+)
 from .messages import show
 
 LOWER = "lower the size or the number of the pictures to make, or give fewer or smaller reference pictures"
@@ -33,6 +42,7 @@ class CNSSampler(io.ComfyNode):
             description="Colored Noise Sampling as a sampler for SamplerCustomAdvanced.",
             search_aliases=["colored noise", "klein", "sde"],
             inputs=[
+                solver_input(),
                 *cns_inputs(switch=False),
                 io.Int.Input(
                     "cns_seed", default=-1, min=-1, max=2**63 - 1, advanced=True,
@@ -53,7 +63,7 @@ class CNSSampler(io.ComfyNode):
         return gamma_stamp(cns_gamma_file)
 
     @classmethod
-    def execute(cls, cns_seed: int, **values: Any) -> io.NodeOutput:
+    def execute(cls, solver: str, cns_seed: int, **values: Any) -> io.NodeOutput:
         params = cns_params({**values, SWITCH: True})
         if params.gamma_source == "reference":
             raise ValueError(
@@ -62,11 +72,12 @@ class CNSSampler(io.ComfyNode):
             )
         progress = load_progress(params, values[GAMMA_FILE])
         tell = partial(show, cls.hidden.unique_id)
-        return io.NodeOutput(make_sampler(params, progress, tell, seed=None if cns_seed < 0 else cns_seed))
+        return io.NodeOutput(make_sampler(params, solver, progress, tell, seed=None if cns_seed < 0 else cns_seed))
 
 
 def make_sampler(
     params: CNSParams,
+    solver: str,
     progress: ProgressMatrix | None,
     tell: Callable[[str], None],
     seed: int | None = None,
@@ -86,13 +97,13 @@ def make_sampler(
                 f"the latent reaches the sampler as {list(x.shape)}, without height and width; CNS cannot colour its "
                 "noise. Turn enable_cns off in CNS KSampler, or use another sampler."
             )
-        told = advice(params, sigmas.tolist(), getattr(model.inner_model, "cfg", None))
+        told = advice(params, solver, sigmas.tolist(), getattr(model.inner_model, "cfg", None))
         if told:
             tell(" ".join(told))
         with memory_advice(LOWER):
             return sample_cns(
                 model, x, sigmas, extra_args, callback, disable,
-                params=params, progress=progress, seed=seed, batch_index=batch_index,
+                params=params, solver=solver, progress=progress, seed=seed, batch_index=batch_index,
                 patch_size=patch_size(model.inner_model.model_patcher), pin_memory=pins_memory(),
             )
 

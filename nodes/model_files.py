@@ -11,11 +11,11 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ..klein.architecture import TEXT_LAYERS, WANTED
 from ..klein.convert import diffusers_to_bfl
-from ..klein.files import weight_files
-from ..klein.identify import Identity
-from ..weights.architecture import TINY
+from ..weights.architecture import TEXT_LAYERS, TINY
+from ..weights.components import WANTED
+from ..weights.files import weight_files
+from ..weights.identify import Identity
 from .common import is_inside
 
 DIFFUSERS = "diffusers"

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import pairwise
 
+import torch
+
 from .params import GUIDED_DIVIDER, GUIDED_ENERGY, CNSParams, public_name
+from .solvers import Step, find_solver
 
 DEFAULTS = {spec.name: spec.default for spec in fields(CNSParams)}
 
 
-def advice(params: CNSParams, sigmas: Sequence[float], cfg: float | None = None) -> list[str]:
+def advice(params: CNSParams, solver: str, sigmas: Sequence[float], cfg: float | None = None) -> list[str]:
     """One sentence for each setting of a run that can hardly be meant; empty for most runs.
 
     Args:
+        solver: a name in `SOLVERS`.
         sigmas: [steps + 1] of the run, falling, in [0, 1].
         cfg: the guidance of the run; None where it is unknown.
     """
-    if not params.enable_cns or params.s_churn == 0:
+    if params.active_churn == 0:
         return []
     found = []
     injected = [pair for pair in pairwise(sigmas) if pair[1] > 0]
-    surplus = [pair for pair in injected if _added(params, *pair) > _removed(params, *pair)]
+    surplus = [pair for pair in injected if _exceeds(params, solver, *pair)]
     if surplus:
         found.append(
             f"cns_s_churn {params.s_churn:g} with cns_energy_scale {params.energy_scale:g} adds more noise than the "
@@ -44,21 +47,13 @@ def advice(params: CNSParams, sigmas: Sequence[float], cfg: float | None = None)
     return found
 
 
-def _added(params: CNSParams, sigma: float, sigma_next: float) -> float:
-    """Variance of the noise that a step of the solver injects, for white noise."""
-    if params.solver == "euler":
-        kept = sigma_next / sigma
-        return (params.energy_scale * params.s_churn * sigma_next) ** 2 * (1 - kept**2)
-    return (params.energy_scale * sigma_next) ** 2 * (1 - _rho(params, sigma, sigma_next) ** 2)
+def _exceeds(params: CNSParams, solver: str, sigma: float, sigma_next: float) -> bool:
+    """Whether a step adds more noise variance than it takes away: its response to unit noise, as the solver has it."""
 
+    def response(x: float, white: float) -> float:
+        one = torch.ones(1, 1, 1, 1, dtype=torch.float64, device="cpu")
+        gain = torch.ones(1, 1, device="cpu")
+        step = Step(sigma, sigma_next, params.s_churn, params.energy_scale, 1, white * one, gain, None)
+        return float(find_solver(solver).step(x * one, 0 * one, step))
 
-def _removed(params: CNSParams, sigma: float, sigma_next: float) -> float:
-    """Variance of the noise that the step takes away, for an exact model."""
-    if params.solver == "euler":
-        return sigma**2 - sigma_next**2
-    return sigma**2 - (sigma_next * _rho(params, sigma, sigma_next)) ** 2
-
-
-def _rho(params: CNSParams, sigma: float, sigma_next: float) -> float:
-    """Share of the predicted noise that `solvers.sde` keeps, for white noise."""
-    return math.exp(params.s_churn**2 * math.log(sigma_next / sigma))
+    return response(0.0, 1.0) ** 2 > sigma**2 - response(sigma, 0.0) ** 2

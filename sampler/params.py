@@ -2,8 +2,8 @@
 
 Outside this package every name carries the prefix ``cns_`` (node widgets, command-line options, the
 fal request, the scheduler's config); inside none does. Names, defaults and ranges are those of the
-endpoint ``fal-ai/flux-2/klein/9b/base/edit/lora``; ``solver``, ``formula`` and the γ source
-``reference`` exist only locally.
+endpoint ``fal-ai/flux-2/klein/9b/base/edit/lora``; ``formula`` and the γ source ``reference``
+exist only locally.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 PREFIX = "cns_"
 SWITCH = "enable_cns"
-SWITCH_HELP = "Turn Colored Noise Sampling on. Off, every cns_ value is ignored and sampling is plain Euler."
+SWITCH_HELP = "Turn Colored Noise Sampling on. Off, every cns_ value is ignored and no noise is added."
 GUIDED_DIVIDER, GUIDED_ENERGY = 25.0, 0.998  # what the endpoint advises for a base model with real guidance
 GUIDED_ADVICE = (
     "For a base model with real guidance the endpoint advises "
@@ -97,12 +97,6 @@ class CNSParams:
         0.98, 0.5, 1.5, 0.001,
         "Factor on the injected noise after its variance is normalised: below 1 damps it. " + GUIDED_ADVICE,
     )
-    solver: str = choice(
-        ("euler", "sde", "sde_2m"),
-        "'euler' steps and then adds noise, as the endpoint does; 'sde' integrates the paper's SDE exactly; "
-        "'sde_2m' does so with a second-order prediction, the most exact at 50 steps.",
-        local=("sde", "sde_2m"),
-    )
     formula: str = choice(
         ("endpoint", "authors"),
         "How residual and tilt combine: 'endpoint' raises the residual to the power and takes the product as "
@@ -114,12 +108,16 @@ class CNSParams:
         for spec in fields(self):
             object.__setattr__(self, spec.name, checked(spec, public_name(spec.name), getattr(self, spec.name)))
 
+    @property
+    def active_churn(self) -> float:
+        """``s_churn``, or 0 where CNS is off: no noise is injected then."""
+        return self.s_churn if self.enable_cns else 0.0
+
     @classmethod
     def from_endpoint(cls, request: Mapping[str, Any]) -> CNSParams:
         """Read ``enable_cns`` (off where it is left out) and the ``cns_*`` of a whole request.
 
-        The local names ``cns_solver`` and ``cns_formula`` are read too; the request's other fields
-        are ignored.
+        The local name ``cns_formula`` is read too; the request's other fields are ignored.
 
         Raises:
             ValueError: a ``cns_*`` that does not exist, or a bad value.
@@ -142,7 +140,7 @@ class CNSParams:
         """The part of a fal request that says the same.
 
         Raises:
-            ValueError: a value that the endpoint does not have (a local solver, formula or γ source).
+            ValueError: a value that the endpoint does not have (a local formula or γ source).
         """
         for spec in fields(self):
             value, local = getattr(self, spec.name), spec.metadata.get("local", ())
@@ -160,7 +158,7 @@ def public_name(name: str) -> str:
     return name if name == SWITCH else PREFIX + name
 
 
-LOCAL_NAMES = frozenset({public_name("solver"), public_name("formula")})
+LOCAL_NAMES = frozenset({public_name("formula")})
 
 
 def checked_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> Any:

@@ -13,19 +13,19 @@ from tqdm.auto import trange
 from .noise import NoiseStreams, checked_batch_index
 from .params import CNSParams
 from .progress import ProgressMatrix, resolve_progress
-from .solvers import SOLVERS, Step, ode_euler
+from .solvers import DEFAULT_SOLVER, Step, find_solver, ode_euler
 from .spectrum import alpha_tilt, band_power, radial_bands
 
 SIGMA_ROUNDING = 1e-5  # above 1; shifted schedules begin there by a few units of float32
 
 
-def is_plain(params: CNSParams) -> bool:
+def is_plain(params: CNSParams, solver: str) -> bool:
     """Whether every step is the Euler step of the official chain, bit for bit."""
-    return not params.enable_cns or (params.s_churn == 0 and params.solver != "sde_2m")
+    return find_solver(solver).plain and params.active_churn == 0
 
 
 class CNSRun:
-    """The steps of one run with CNS: the colour of the noise, its streams, and the solver's memory.
+    """The steps of one run: the colour of the noise, its streams, and the solver's memory.
 
     Everything that depends on the schedule alone is computed here, once; a step then draws, colours and
     adds, and nothing in it waits for the device.
@@ -34,6 +34,7 @@ class CNSRun:
         params: the CNS parameters.
         sigmas: [steps + 1], falling, in [0, 1].
         shape: of the latent, [B, C, ..., h, w].
+        solver: a name in `SOLVERS`.
         progress: γ for ``gamma_source`` matrix or reference; None takes the shipped unguided matrix.
         patch_size: 2 for FLUX.2's packed latents, 1 for others.
         seed: of the noise streams, 0 to 2^64 - 1.
@@ -48,17 +49,19 @@ class CNSRun:
         shape: Sequence[int],
         device: torch.device,
         *,
+        solver: str = DEFAULT_SOLVER,
         progress: ProgressMatrix | None = None,
         patch_size: int = 1,
         seed: int = 0,
         batch_index: Sequence[int] | None = None,
         pin_memory: bool = True,
     ) -> None:
-        self.params, self.patch_size = params, patch_size
+        self.solver, self.patch_size = find_solver(solver), patch_size
+        self.s_churn, self.energy_scale = params.active_churn, params.energy_scale
         self.sigmas = checked_sigmas(sigmas)
         self._previous: tuple[Tensor, float] | None = None
         self._streams: NoiseStreams | None = None
-        if params.s_churn > 0:
+        if self.s_churn > 0:
             self._streams = NoiseStreams(seed, checked_batch_index(batch_index, shape[0]), self.sigmas[0], pin_memory)
             index, count = radial_bands(shape[-2] * patch_size, shape[-1] * patch_size, params.num_freq_bins)
             power = power_table(params, resolve_progress(params, progress), self.sigmas, count)
@@ -69,14 +72,12 @@ class CNSRun:
         sigma, sigma_next = self.sigmas[i : i + 2]
         if sigma_next == 0:
             return denoised
-        params, white, gain = self.params, None, None
+        white = gain = None
         if self._streams is not None:
             white, gain = self._streams.draw(x.shape, x.device), self._gain[i][self._band]
-        step = Step(
-            sigma, sigma_next, params.s_churn, params.energy_scale, self.patch_size, white, gain, self._previous
-        )
+        step = Step(sigma, sigma_next, self.s_churn, self.energy_scale, self.patch_size, white, gain, self._previous)
         self._previous = (denoised, sigma)
-        return SOLVERS[params.solver](x, denoised, step)
+        return self.solver.step(x, denoised, step)
 
 
 @torch.no_grad()
@@ -89,6 +90,7 @@ def sample_cns(
     disable: bool | None = None,
     *,
     params: CNSParams,
+    solver: str = DEFAULT_SOLVER,
     progress: ProgressMatrix | None = None,
     patch_size: int = 1,
     seed: int | None = None,
@@ -106,7 +108,7 @@ def sample_cns(
         sigmas: [steps + 1], falling from at most 1 to at least 0; any where every step is plain Euler (`is_plain`).
         callback: called with ``{"x", "i", "sigma", "sigma_hat", "denoised"}`` before each step.
         disable: of the progress bar.
-        params, progress, patch_size, batch_index, pin_memory: see `CNSRun`.
+        params, solver, progress, patch_size, batch_index, pin_memory: see `CNSRun`.
         seed: of the injected noise; where None, ``extra_args["seed"]``, else 0.
 
     Returns:
@@ -118,9 +120,9 @@ def sample_cns(
     if len(sigmas) < 2:
         return x
     run = None
-    if not is_plain(params):
+    if not is_plain(params, solver):
         run = CNSRun(
-            params, sigmas, x.shape, x.device,
+            params, sigmas, x.shape, x.device, solver=solver,
             progress=progress, patch_size=patch_size, seed=seed, batch_index=batch_index, pin_memory=pin_memory,
         )
     s_in = x.new_ones([x.shape[0]])

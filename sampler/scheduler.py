@@ -22,6 +22,7 @@ from .noise import MAX_SEED
 from .params import CNSParams, checked_number, public_name
 from .progress import ProgressMatrix
 from .sampling import CNSRun, is_plain
+from .solvers import DEFAULT_SOLVER, find_solver
 
 
 class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
@@ -39,6 +40,7 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
     Args:
         num_train_timesteps ... stochastic_sampling: the parent's.
         enable_cns, cns_*: see `CNSParams`.
+        solver: a name in `SOLVERS`.
         patch_size: side of the patches that the latent packs into channels; where None, 2 for packed tokens
             [B, tokens, channels] (FLUX.1, FLUX.2) and 1 for grids [B, channels, ..., height, width].
     """
@@ -72,8 +74,8 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
         cns_alpha_exp_sharpness: float = 0.75,
         cns_num_freq_bins: int = 32,
         cns_energy_scale: float = 0.98,
-        cns_solver: str = "euler",
         cns_formula: str = "endpoint",
+        solver: str = DEFAULT_SOLVER,
         patch_size: int | None = None,
     ) -> None:
         super().__init__(
@@ -95,6 +97,7 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
         if invert_sigmas or stochastic_sampling:
             raise ValueError("invert_sigmas or stochastic_sampling is on; CNS brings its own noise and needs both off.")
         self.params = CNSParams(**{spec.name: self.config[public_name(spec.name)] for spec in fields(CNSParams)})
+        find_solver(solver)
         self.set_run()
 
     def set_run(
@@ -152,7 +155,7 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
             self._init_step_index(timestep)
             self._first = self.step_index
             self._size = self._grid_size(sample)
-            self._run = None if is_plain(self.params) else self._start(sample)
+            self._run = None if is_plain(self.params, self.config.solver) else self._start(sample)
         if self._run is None:
             return super().step(
                 model_output, timestep, sample, per_token_timesteps=per_token_timesteps, return_dict=return_dict
@@ -172,6 +175,7 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
             self.sigmas[self._first :],
             self._to_grid(sample).shape,
             sample.device,
+            solver=self.config.solver,
             progress=self._progress,
             patch_size=self.config.patch_size or (2 if sample.ndim == 3 else 1),
             seed=self._seed,
@@ -197,7 +201,7 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
                 )
             return height, width
         side = math.isqrt(tokens)
-        if self.params.enable_cns and self.params.s_churn > 0:
+        if self.params.active_churn > 0:
             if side * side != tokens:
                 raise ValueError(
                     f"{tokens} packed tokens do not say how wide the picture is; "

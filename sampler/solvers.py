@@ -1,12 +1,13 @@
 """The solvers: each one pure function ``(x, denoised, step) -> x at sigma_next``.
 
 Flow matching: ``x_σ = (1-σ)·x0 + σ·ε``; ``denoised`` is the (guided) prediction of x0 at ``step.sigma``.
-A new solver is one more function here and its name in ``CNSParams.solver``.
+A new solver is one more function here and its line in `SOLVERS`; widgets, options and help are made from that.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -75,4 +76,32 @@ def log_snr(sigma: float) -> float:
     return math.log1p(-sigma) - math.log(sigma)
 
 
-SOLVERS = {"euler": euler, "sde": sde, "sde_2m": sde_2m}
+class Solver(NamedTuple):
+    """An entry of `SOLVERS`.
+
+    ``step``: the function. ``help``: what a user reads of it. ``plain``: whether without injected noise it is the
+    official chain, whose own Euler steps are then taken, bit for bit.
+    """
+
+    step: Callable[[Tensor, Tensor, Step], Tensor]
+    help: str
+    plain: bool = False
+
+
+SOLVERS = {
+    "euler": Solver(euler, "a step and then noise, as the endpoint does", plain=True),
+    "sde": Solver(sde, "the paper's SDE, exactly", plain=True),
+    "sde_2m": Solver(sde_2m, "the SDE with a second-order prediction; without noise the second-order ODE"),
+}
+DEFAULT_SOLVER = "euler"
+SOLVER_HELP = (
+    "How a step is made: " + "; ".join(f"'{name}' {solver.help}" for name, solver in SOLVERS.items()) + ". "
+    "Without Colored Noise Sampling, or at churn 0, the plain ones are the official Euler chain."
+)
+
+
+def find_solver(name: str) -> Solver:
+    """The entry of ``name``, or a ValueError that lists the solvers."""
+    if name not in SOLVERS:
+        raise ValueError(f"solver is {name!r}; allowed are {', '.join(SOLVERS)}.")
+    return SOLVERS[name]

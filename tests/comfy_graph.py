@@ -6,8 +6,8 @@ import json
 
 import pytest
 from comfy_host import ROOT, Failed
-from klein_cns.klein.architecture import WANTED
 from klein_cns.sampler import CNSParams
+from klein_cns.weights.components import WANTED
 from safetensors.torch import load_file, save_file
 
 SINGLE = {
@@ -39,8 +39,8 @@ def graph(name, params=OFF, images=(), loader=SINGLE, sampler=None, conditioner=
         "sample": node(
             "CNSKSampler",
             **{"model": ["loader", 0], "positive": ["edit", 0], "negative": ["edit", 1], "latent_image": ["edit", 2],
-               "seed": 5, "steps": 4, "cfg": 5.0, "scheduler": "flux2", "denoise": 1.0, **cns_values(params),
-               **(sampler or {})},
+               "seed": 5, "steps": 4, "cfg": 5.0, "solver": "euler", "scheduler": "flux2", "denoise": 1.0,
+               **cns_values(params), **(sampler or {})},
         ),
         "decode": node("KleinDecode", **{"latent": ["sample", 0], "vae": ["loader", 2], **(decode or {})}),
         "save": node("ProbeSave", name=name, image=["decode", 0]),
@@ -55,12 +55,12 @@ def latents(name, **how):
     return prompt | {"save": node("ProbeSave", name=name, latent=["sample", 0])}
 
 
-def custom_sampling(name, params, cns_seed=-1, noise=None, sigmas=None, latent=("edit", 2), **how):
+def custom_sampling(name, params, solver="euler", cns_seed=-1, noise=None, sigmas=None, latent=("edit", 2), **how):
     """CNSSampler in SamplerCustomAdvanced, in place of CNSKSampler."""
     prompt = latents(name, params=params, **how)
     del prompt["sample"]
     return prompt | {
-        "cns": node("CNSSampler", cns_seed=cns_seed, **cns_values(params, switch=False)),
+        "cns": node("CNSSampler", solver=solver, cns_seed=cns_seed, **cns_values(params, switch=False)),
         "guider": node("CFGGuider", model=["loader", 0], positive=["edit", 0], negative=["edit", 1], cfg=5.0),
         "noise": noise or node("RandomNoise", noise_seed=5),
         "sigmas": sigmas or node("Flux2Scheduler", steps=4, width=96, height=64),

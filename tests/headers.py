@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 from klein_cns.klein.convert import diffusers_to_bfl
-from klein_cns.klein.files import Header
-from klein_cns.weights.header import Tensor
+from klein_cns.weights.files import Header
+from klein_cns.weights.header import StoredTensor
 
 ADVICE = {  # what is needed, its usual name, where it is published, the folder
     "transformer": (
@@ -156,7 +156,7 @@ def real_models():
 
 
 def as_header(tensors, name="x.safetensors", metadata=None):
-    found = {key: Tensor(dtype, tuple(shape)) for key, (dtype, shape) in tensors.items()}
+    found = {key: StoredTensor(dtype, tuple(shape)) for key, (dtype, shape) in tensors.items()}
     return Header(Path(name), found, metadata or {})
 
 

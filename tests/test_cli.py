@@ -56,7 +56,7 @@ def test_edit_with_everything(klein, cat, photo, tmp_path, pipeline):
     status, out, err = klein(
         "edit", cat, second, "-p", "make it blue", "-o", tmp_path / "out.png", *QUICK, "--lora", f"{lora}:0.5",
         "--negative-prompt", "blurry", "--enable-cns", "--cns-s-churn", "0.7", "--cns-gamma-source", "reference",
-        "--cns-solver", "sde", "--num-images", "2", "--image-size", "80x64",
+        "--solver", "sde", "--num-images", "2", "--image-size", "80x64",
     )
     assert (status, out.split()) == (0, [str(tmp_path / "out-1.png"), str(tmp_path / "out-2.png")])
     assert "random weights make noise" in err and "seed 3; text " in err
@@ -64,7 +64,8 @@ def test_edit_with_everything(klein, cat, photo, tmp_path, pipeline):
     made = parameters(tmp_path / "out-2.png")
     assert made["images"] == ["cat.png", "second.jpg"]
     assert made["loras"] == [{"path": "style.safetensors", "scale": 0.5}]
-    assert CNSParams.from_endpoint(made) == CNSParams(s_churn=0.7, gamma_source="reference", solver="sde")
+    assert CNSParams.from_endpoint(made) == CNSParams(s_churn=0.7, gamma_source="reference")
+    assert made["solver"] == "sde"
     assert made["negative_prompt"] == "blurry" and made["image_size"] == {"width": 80, "height": 64}
     with Image.open(tmp_path / "out-1.png") as image:
         assert image.size == (80, 64)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from klein_cns import cli
 from klein_cns.klein import KleinPipeline
-from klein_cns.klein.errors import first_line
 from klein_cns.klein.memory import is_out_of_memory, memory_advice
+from klein_cns.klein.words import first_line
 
 
 def exhaust(*_):

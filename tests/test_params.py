@@ -31,7 +31,7 @@ def entry(document: str, name: str) -> str:
 def test_names_order_defaults_and_ranges_are_the_endpoints(document):
     documented = re.findall(r"- \*\*`(cns_\w+)`\*\*", document)
     own = [public_name(spec.name) for spec in fields(CNSParams)]
-    assert own == ["enable_cns", *documented, "cns_solver", "cns_formula"]
+    assert own == ["enable_cns", *documented, "cns_formula"]
     for spec in fields(CNSParams):
         if public_name(spec.name) not in documented:
             continue
@@ -89,8 +89,8 @@ def test_numbers_of_other_libraries_and_whole_numbers_for_floats():
 
 
 def test_from_endpoint_reads_cns_and_ignores_the_rest():
-    request = {"prompt": "x", "seed": 3, "enable_cns": True, "cns_s_churn": 1, "cns_solver": "sde"}
-    assert CNSParams.from_endpoint(request) == CNSParams(s_churn=1.0, solver="sde")
+    request = {"prompt": "x", "seed": 3, "enable_cns": True, "cns_s_churn": 1, "cns_formula": "authors"}
+    assert CNSParams.from_endpoint(request) == CNSParams(s_churn=1.0, formula="authors")
     assert CNSParams.from_endpoint({}) == CNSParams(enable_cns=False)
     with pytest.raises(ValueError, match="unknown CNS parameter cns_churn; known are .*cns_s_churn"):
         CNSParams.from_endpoint({"cns_churn": 1})
@@ -101,7 +101,7 @@ def test_from_endpoint_reads_cns_and_ignores_the_rest():
 def test_round_trips():
     params = CNSParams(s_churn=1.25, alpha_use_fnorm=False, num_freq_bins=9)
     assert CNSParams.from_endpoint(params.to_endpoint()) == params
-    local = CNSParams(solver="sde_2m", formula="authors", gamma_source="reference")
+    local = CNSParams(formula="authors", gamma_source="reference")
     assert CNSParams.from_endpoint(local.to_request()) == local
 
 
@@ -109,7 +109,6 @@ def test_round_trips():
     ("local", "says"),
     [
         ({"gamma_source": "reference"}, "cns_gamma_source='reference' .*'matrix', 'approximation'"),
-        ({"solver": "sde"}, "cns_solver='sde' .*'euler'"),
         ({"formula": "authors"}, "cns_formula='authors' .*'endpoint'"),
     ],
 )

@@ -7,16 +7,16 @@ from itertools import pairwise
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from klein_cns.klein import flux2_sigmas
 from klein_cns.sampler import CNSParams, CNSRun, ProgressMatrix, reference_progress, sample_cns, shipped_progress
 from klein_cns.sampler.noise import NoiseStreams
-from klein_cns.sampler.solvers import SOLVERS
+from klein_cns.sampler.solvers import SOLVERS, Solver
 from test_spectrum import PARAMS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SIGMAS = torch.from_numpy(flux2_sigmas(8, 64))
 SHAPE = (2, 128, 8, 8)
-STOCHASTIC = [CNSParams(solver=solver) for solver in SOLVERS]
 
 
 def model(x, sigma, **_):
@@ -42,19 +42,17 @@ def plain_euler(x, sigmas):
     return x
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        CNSParams(s_churn=0.0),
-        CNSParams(s_churn=0.0, solver="sde"),
-        *(CNSParams(enable_cns=False, s_churn=2.0, solver=solver, gamma_source="reference") for solver in SOLVERS),
-    ],
-)
-def test_without_churn_or_with_cns_off_it_is_plain_euler_bit_for_bit(params):
-    assert torch.equal(run(params=params), plain_euler(noise(), SIGMAS))
+QUIET = [CNSParams(s_churn=0.0), CNSParams(enable_cns=False, s_churn=2.0, gamma_source="reference")]
 
 
-def test_sde_2m_without_churn_is_dpm_solver_2m():
+@pytest.mark.parametrize("params", QUIET, ids=["no churn", "off"])
+@pytest.mark.parametrize("solver", ["euler", "sde"])
+def test_without_churn_or_with_cns_off_it_is_plain_euler_bit_for_bit(params, solver):
+    assert torch.equal(run(params=params, solver=solver), plain_euler(noise(), SIGMAS))
+
+
+@pytest.mark.parametrize("params", QUIET, ids=["no churn", "off"])
+def test_sde_2m_without_churn_or_with_cns_off_is_dpm_solver_2m(params):
     """The second-order ODE of DPM-Solver++(2M) (arXiv:2211.01095, algorithm 2), written down in its own variables."""
     x, before, lam_before = noise(), None, None
     for i, (s, t) in enumerate(zip(SIGMAS[:-1].double(), SIGMAS[1:].double(), strict=True)):
@@ -69,22 +67,40 @@ def test_sde_2m_without_churn_is_dpm_solver_2m():
             d = (1 + 1 / (2 * r)) * x0 - before / (2 * r)
         x = (t / s * x.double() - (1 - t) * torch.expm1(-(lam_t - lam_s)) * d).float()
         before, lam_before = x0, lam_s
-    torch.testing.assert_close(run(params=CNSParams(s_churn=0.0, solver="sde_2m")), x.float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run(params=params, solver="sde_2m"), x.float(), rtol=1e-4, atol=1e-5)
 
 
-@given(params=PARAMS)
+def test_an_unknown_solver_is_named():
+    with pytest.raises(ValueError, match="solver is 'heun'; allowed are euler, sde, sde_2m"):
+        run(solver="heun")
+
+
+def test_a_new_solver_by_the_recipe(monkeypatch):
+    """A function and its line in SOLVERS: an option of the request and the command, and the loop runs it."""
+
+    def still(x, denoised, step):
+        return x
+
+    monkeypatch.setitem(SOLVERS, "still", Solver(still, "stays where it is"))
+    sigmas = SIGMAS[:-1]
+    assert torch.equal(run(sigmas=sigmas, solver="still"), noise())
+    with pytest.raises(ValueError, match="allowed are euler, sde, sde_2m, still"):
+        run(solver="heun")
+
+
+@given(params=PARAMS, solver=st.sampled_from(list(SOLVERS)))
 @settings(max_examples=60, deadline=None)
-def test_no_allowed_combination_gives_nan(params):
+def test_no_allowed_combination_gives_nan(params, solver):
     x = noise((1, 16, 3, 5))
     progress = reference_progress(x, 2) if params.gamma_source == "reference" else None
-    out = run(x, params=params, progress=progress)
+    out = run(x, params=params, solver=solver, progress=progress)
     assert bool(out.isfinite().all())
 
 
 @pytest.mark.parametrize("solver", ["sde", "sde_2m"])
 def test_energy_scale_of_the_sde_solvers(solver):
     """The result is linear in the injected noise, so equal steps of energy make equal differences."""
-    out = [run(sigmas=SIGMAS[:2], params=CNSParams(solver=solver, energy_scale=e)) for e in (0.5, 1.0, 1.5)]
+    out = [run(sigmas=SIGMAS[:2], params=CNSParams(energy_scale=e), solver=solver) for e in (0.5, 1.0, 1.5)]
     torch.testing.assert_close(out[1] - out[0], out[2] - out[1], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(out[0], out[1])
 
@@ -98,14 +114,16 @@ def test_the_default_dtype_of_torch_changes_nothing():
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("params", [*STOCHASTIC, CNSParams(gamma_source="approximation")])
-def test_the_default_device_of_torch_changes_nothing(params):
+@pytest.mark.parametrize("source", ["matrix", "approximation"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_default_device_of_torch_changes_nothing(solver, source):
     """Under meta a tensor made without a device has no values, so it would stop the run or change its result."""
-    x, sigmas, expected = noise(), SIGMAS, run(params=params)
+    how = {"params": CNSParams(gamma_source=source), "solver": solver}
+    x, expected = noise(), run(**how)
     reference = reference_progress(x, 2).values
     torch.set_default_device("meta")
     try:
-        assert torch.equal(run(x, sigmas, params=params), expected)
+        assert torch.equal(run(x, **how), expected)
         assert torch.equal(reference_progress(x, 2).values, reference)
         own = ProgressMatrix([[0.0, 0.0], [1.0, 1.0]], [0.0, 1.0])
         assert own.at(0.25, 2).tolist() == [0.25, 0.25]
@@ -142,8 +160,8 @@ def test_cuda_copies_are_asynchronous_where_the_host_allows_pinned_memory(allowe
     assert copies.seen == [(allowed, allowed)]
 
 
-@pytest.mark.parametrize("params", STOCHASTIC, ids=lambda params: params.solver)
-def test_a_first_sigma_that_rounding_put_above_1_counts_as_1(params):
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_first_sigma_that_rounding_put_above_1_counts_as_1(solver):
     """``shift * t / (1 + (shift - 1) * t)`` in float32 at t = 1, as ComfyUI and diffusers compute it."""
     shifts = torch.linspace(0.1, 15.0, 1491)
     first = shifts * 1.0 / (1 + (shifts - 1) * 1.0)
@@ -151,9 +169,9 @@ def test_a_first_sigma_that_rounding_put_above_1_counts_as_1(params):
     assert len(above) > 5
     for sigma in (*above.unique().tolist(), 1.0000008, 1.000009):
         sigmas = torch.cat([torch.tensor([sigma]), SIGMAS[1:]])
-        torch.testing.assert_close(run(sigmas=sigmas, params=params), run(params=params), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(run(sigmas=sigmas, solver=solver), run(solver=solver), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="the 9 sigmas go from 1.00002 to 0"):
-        run(sigmas=torch.cat([torch.tensor([1.00002]), SIGMAS[1:]]), params=params)
+        run(sigmas=torch.cat([torch.tensor([1.00002]), SIGMAS[1:]]), solver=solver)
 
 
 def test_energy_scale_scales_the_injected_noise_exactly():
@@ -166,12 +184,12 @@ def test_energy_scale_scales_the_injected_noise_exactly():
     assert float(injected[1.0].std()) == pytest.approx(float(std), rel=0.02)
 
 
-@pytest.mark.parametrize("params", STOCHASTIC, ids=lambda params: params.solver)
-def test_an_image_of_a_batch_gets_the_noise_it_gets_alone(params):
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_an_image_of_a_batch_gets_the_noise_it_gets_alone(solver):
     x = noise((4, 128, 6, 7))
-    together = run(x, params=params)
+    together = run(x, solver=solver)
     for i in range(4):
-        alone = run(x[i : i + 1], params=params, batch_index=[i])
+        alone = run(x[i : i + 1], solver=solver, batch_index=[i])
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-5)
     together, alone = NoiseStreams(11, range(4)), NoiseStreams(11, [2])
     for _ in range(3):
@@ -179,16 +197,16 @@ def test_an_image_of_a_batch_gets_the_noise_it_gets_alone(params):
         assert torch.equal(drawn[2:3], alone.draw((1, 128, 6, 7), torch.device("cpu")))
 
 
-@pytest.mark.parametrize("params", STOCHASTIC, ids=lambda params: params.solver)
-def test_global_generators_neither_matter_nor_change(params):
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_global_generators_neither_matter_nor_change(solver):
     torch.manual_seed(1)
-    first = run(params=params)
+    first = run(solver=solver)
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    second = run(params=params)
+    second = run(solver=solver)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, second)
-    assert not torch.equal(first, run(params=params, seed=12))
+    assert not torch.equal(first, run(solver=solver, seed=12))
 
 
 def test_streams_repeat_neither_the_initial_noise_nor_each_other():
@@ -215,17 +233,18 @@ def test_the_seed_comes_from_the_host_where_none_is_given():
     assert torch.equal(run(seed=None), run(seed=0))
 
 
-@pytest.mark.parametrize("params", [CNSParams(alpha_tilt_end=0.15), CNSParams(alpha_tilt_end=0.15, solver="sde")])
-def test_a_schedule_split_in_two_equals_one_run_with_the_same_noise(params):
+@pytest.mark.parametrize("solver", ["euler", "sde"])
+def test_a_schedule_split_in_two_equals_one_run_with_the_same_noise(solver):
     """A tilt that does not move, since it runs over the steps of the schedule given; one stream through both halves."""
+    params = CNSParams(alpha_tilt_end=0.15)
     x, halves = noise(), (SIGMAS[:4], SIGMAS[3:])
     streams = None
     for sigmas in halves:
-        part = CNSRun(params, sigmas, x.shape, x.device, patch_size=2, seed=11)
+        part = CNSRun(params, sigmas, x.shape, x.device, solver=solver, patch_size=2, seed=11)
         part._streams = streams = streams or part._streams
         for i in range(len(sigmas) - 1):
             x = part.step(i, x, model(x, sigmas[i].expand(len(x))))
-    assert torch.equal(x, run(params=params))
+    assert torch.equal(x, run(params=params, solver=solver))
 
 
 def test_the_second_half_of_a_split_draws_its_own_noise():
@@ -282,8 +301,8 @@ def test_wrong_input_is_a_sentence():
 
 def test_nothing_in_a_step_waits_for_the_device():
     """The ops of a step on the meta device: it has no values, so any read of one (item, bool, copy back) raises."""
-    for params in STOCHASTIC:
-        run_ = CNSRun(params, SIGMAS, SHAPE, torch.device("meta"), patch_size=2)
+    for solver in SOLVERS:
+        run_ = CNSRun(CNSParams(), SIGMAS, SHAPE, torch.device("meta"), solver=solver, patch_size=2)
         x = torch.empty(SHAPE, device="meta")
         for i in range(len(SIGMAS) - 1):
             x = run_.step(i, x, torch.empty_like(x))
@@ -291,14 +310,14 @@ def test_nothing_in_a_step_waits_for_the_device():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("params", STOCHASTIC, ids=lambda params: params.solver)
-def test_cuda_draws_the_same_and_never_synchronises(params):
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_cuda_draws_the_same_and_never_synchronises(solver):
     sigmas, x = SIGMAS.cuda(), noise().cuda()
-    run_ = CNSRun(params, sigmas, x.shape, x.device, patch_size=2, seed=11)
+    run_ = CNSRun(CNSParams(), sigmas, x.shape, x.device, solver=solver, patch_size=2, seed=11)
     run_.step(0, x, x)  # plans and caches
     torch.cuda.set_sync_debug_mode("error")
     try:
         run_.step(1, x, x)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    torch.testing.assert_close(run(x, sigmas, params=params).cpu(), run(params=params), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(run(x, sigmas, solver=solver).cpu(), run(solver=solver), rtol=1e-3, atol=1e-3)

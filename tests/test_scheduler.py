@@ -55,7 +55,7 @@ def test_config_is_cnsparams():
 
 
 @pytest.mark.parametrize("config", [
-    {"cns_s_churn": 0.0}, {"cns_s_churn": 0.0, "cns_solver": "sde"}, {"enable_cns": False, "cns_solver": "sde_2m"},
+    {"cns_s_churn": 0.0}, {"cns_s_churn": 0.0, "solver": "sde"}, {"enable_cns": False, "solver": "sde"},
 ])
 def test_without_churn_it_is_the_plain_pipeline_bit_for_bit(pipe, photo, config):
     picture = photo.crop((0, 0, 96, 64))
@@ -66,15 +66,15 @@ def test_without_churn_it_is_the_plain_pipeline_bit_for_bit(pipe, photo, config)
 @pytest.mark.parametrize("solver", ["euler", "sde", "sde_2m"])
 def test_a_step_is_sample_cns(solver, seed):
     """The scheduler on packed tokens and the k-diffusion loop on the grid, same denoiser, same noise."""
-    params = CNSParams(solver=solver, s_churn=0.8)
+    params = CNSParams(s_churn=0.8)
     sigmas = torch.from_numpy(flux2_sigmas(6, 20))
     x = torch.randn(2, 128, 4, 5, generator=torch.Generator().manual_seed(seed))
 
     def model(latent, sigma, **_):
         return torch.tanh(latent * (1 - sigma.view(-1, 1, 1, 1)))
 
-    expected = sample_cns(model, x, sigmas, disable=True, params=params, patch_size=2, seed=seed)
-    scheduler = FlowMatchCNSScheduler(**params.to_request())
+    expected = sample_cns(model, x, sigmas, disable=True, params=params, solver=solver, patch_size=2, seed=seed)
+    scheduler = FlowMatchCNSScheduler(solver=solver, **params.to_request())
     scheduler.set_sigmas(sigmas)
     scheduler.set_run(seed=seed, latent_size=(4, 5))
     tokens = x.flatten(2).transpose(1, 2)
@@ -94,12 +94,13 @@ def test_in_the_pipeline_runs_are_repeatable_and_seeds_differ(pipe):
 
 
 def test_save_and_load(pipe, tmp_path):
-    scheduler = cns(pipe, cns_s_churn=0.7, cns_solver="sde", cns_num_freq_bins=16)
+    scheduler = cns(pipe, cns_s_churn=0.7, solver="sde", cns_num_freq_bins=16)
     scheduler.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "scheduler_config.json").read_text())
     assert config["_class_name"] == "FlowMatchCNSScheduler" and config["cns_s_churn"] == 0.7
     loaded = FlowMatchCNSScheduler.from_pretrained(tmp_path)
-    assert loaded.params == scheduler.params == CNSParams(s_churn=0.7, solver="sde", num_freq_bins=16)
+    assert loaded.params == scheduler.params == CNSParams(s_churn=0.7, num_freq_bins=16)
+    assert loaded.config.solver == "sde"
     back = FlowMatchEulerDiscreteScheduler.from_config(loaded.config)
     assert torch.equal(call(pipe, back), call(pipe, cns(pipe, enable_cns=False)))
 

@@ -79,7 +79,6 @@ PARAMS = st.builds(
     alpha_exp_sharpness=st.floats(0.1, 10),
     num_freq_bins=st.integers(8, 128),
     energy_scale=st.floats(0.5, 1.5),
-    solver=st.sampled_from(["euler", "sde", "sde_2m"]),
     formula=st.sampled_from(["endpoint", "authors"]),
     gamma_source=st.sampled_from(["matrix", "approximation", "reference"]),
 )

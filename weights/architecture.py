@@ -9,6 +9,10 @@ from .layout import rows
 HEAD_WIDTH = 128
 PACKED_CHANNELS = 128
 TIME_WIDTH = 256  # of the sinusoidal embedding
+TEXT_LAYERS = 28  # the last hidden state that klein reads is the 27th, and it must not be the normed final one
+LATENT_CHANNELS = 32  # of the VAE, before the 2x2 patches
+COMPONENTS = ("transformer", "text_encoder", "vae")  # of a klein, as its diffusers folder calls them
+TINY_MARK = ("klein_cns", "tiny")  # in the metadata of every safetensors file of a tiny klein
 # (rows, columns) of the weights whose names hold the part: in hidden widths, or by name.
 SIZES: dict[str, tuple[int | str, int | str]] = {
     "img_in.": (1, "latent"),

@@ -27,7 +27,7 @@ BITS = {
 }
 
 
-class Tensor(NamedTuple):
+class StoredTensor(NamedTuple):
     """A tensor as a header describes it: the dtype as safetensors writes it (``BF16``), and the stored shape."""
 
     dtype: str
@@ -36,7 +36,7 @@ class Tensor(NamedTuple):
 
 def read_file_header(
     path: Path, label: str, max_header: int = MAX_HEADER, max_tensors: int = MAX_TENSORS
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """The tensors and the metadata of one safetensors file; nothing but its header is read.
 
     Args:
@@ -79,7 +79,7 @@ def read_file_header(
         if not _is_tensor(entry):
             raise ValueError(f"{label} is damaged: the header's entry {name[:MAX_NAME]} describes no tensor.")
     _check_offsets(label, entries, size - 8 - length)
-    return {name: Tensor(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}, metadata
+    return {name: StoredTensor(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}, metadata
 
 
 def _is_tensor(entry: Any) -> bool:

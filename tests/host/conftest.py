@@ -9,9 +9,10 @@ import pytest
 import torch
 from comfy_host import ROOT, Server
 from klein_cns.klein import KleinPipeline, tiny
-from klein_cns.klein.architecture import WANTED
 from klein_cns.klein.convert import diffusers_to_bfl
-from klein_cns.klein.tiny import CHAT_TEMPLATE, MARK
+from klein_cns.klein.tiny import CHAT_TEMPLATE
+from klein_cns.weights.architecture import TINY_MARK
+from klein_cns.weights.components import WANTED
 from safetensors.torch import load_file, save_file
 
 QWEN_IDS = 151936  # of ComfyUI's Qwen tokenizer
@@ -56,4 +57,4 @@ def write_models(pipeline: KleinPipeline, models: Path) -> None:
         state = load_file(next((folder / kind).glob("*.safetensors")))
         if kind == "transformer":
             state = diffusers_to_bfl(state)
-        save_file(state, models / wanted.folder / wanted.sources[0][0], metadata={MARK[0]: MARK[1]})
+        save_file(state, models / wanted.folder / wanted.sources[0][0], metadata=dict([TINY_MARK]))

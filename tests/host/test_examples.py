@@ -7,7 +7,7 @@ import json
 
 import pytest
 from comfy_graph import EXAMPLES, example, failure, shortened
-from klein_cns.klein.architecture import WANTED
+from klein_cns.weights.components import WANTED
 from PIL import Image
 
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.json"))

@@ -14,7 +14,7 @@ import torch
 from comfy_graph import OFF, SINGLE, example, failure, give, graph, made, node, shortened
 from comfy_host import Failed, Server
 from fal_server import KEY, FalServer, answer, drop, png, stall
-from klein_cns.klein.architecture import WANTED
+from klein_cns.weights.components import WANTED
 from PIL import Image
 
 PACKAGES = (  # fal-client and what it needs, for a ComfyUI that has none of it

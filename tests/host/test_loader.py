@@ -10,11 +10,11 @@ import pytest
 import torch
 from comfy_graph import FOLDER, SINGLE, failure, latents, node, result
 from headers import WRONG, assert_advises, write
-from klein_cns.klein.architecture import WANTED
-from klein_cns.klein.tiny import MARK
+from klein_cns.weights.architecture import TINY_MARK
+from klein_cns.weights.components import WANTED
 from safetensors.torch import load_file, save_file
 
-TINY = {MARK[0]: MARK[1]}
+TINY = dict([TINY_MARK])
 INPUTS = {"transformer": "diffusion_model", "text_encoder": "text_encoder", "vae": "vae"}
 
 

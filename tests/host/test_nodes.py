@@ -32,12 +32,15 @@ def test_every_node_is_there_with_a_tooltip_on_every_input(server):
         assert not missing, (name, missing)
 
 
-@pytest.mark.parametrize("cns", [OFF, CNSParams(), CNSParams(solver="sde_2m", gamma_source="reference")])
+@pytest.mark.parametrize(
+    ("solver", "cns"),
+    [("euler", OFF), ("sde_2m", OFF), ("euler", CNSParams()), ("sde_2m", CNSParams(gamma_source="reference"))],
+)
 @pytest.mark.parametrize("guidance", [5.0, 1.0, 0.5])
-def test_parity_with_the_diffusers_host(server, host_pipeline, pictures, cns, guidance):
-    server.run(graph("parity", cns, ["picture0", "picture1"], sampler={"cfg": guidance}))
+def test_parity_with_the_diffusers_host(server, host_pipeline, pictures, solver, cns, guidance):
+    server.run(graph("parity", cns, ["picture0", "picture1"], sampler={"cfg": guidance, "solver": solver}))
     expected = host_pipeline(
-        "make it blue", pictures, num_inference_steps=4, seed=5, guidance_scale=guidance, cns=cns
+        "make it blue", pictures, num_inference_steps=4, seed=5, guidance_scale=guidance, solver=solver, cns=cns
     ).pixels
     found = made(server, "parity").movedim(-1, 1)
     assert found.shape == expected.shape == (1, 3, 73, 111)

@@ -16,15 +16,15 @@ from klein_cns.sampler.progress import approximation
 from safetensors.torch import save_file
 
 CNS = CNSParams()
-SDE_2M = CNSParams(solver="sde_2m", s_churn=1.0)
+FULL = CNSParams(s_churn=1.0)
 STILL = CNSParams(s_churn=0)  # plain Euler
 FLUX2 = node("Flux2Scheduler", steps=4, width=96, height=64)
 
 
-@pytest.mark.parametrize("params", [STILL, CNS, SDE_2M], ids=["no churn", "euler", "sde_2m"])
-def test_cns_sampler_is_cns_ksampler(server, params):
-    ours = result(server, latents("ksampler", params=params))
-    assert torch.equal(result(server, custom_sampling("custom", params)), ours)
+@pytest.mark.parametrize(("solver", "params"), [("euler", STILL), ("euler", CNS), ("sde_2m", FULL), ("sde_2m", STILL)])
+def test_cns_sampler_is_cns_ksampler(server, solver, params):
+    ours = result(server, latents("ksampler", params=params, sampler={"solver": solver}))
+    assert torch.equal(result(server, custom_sampling("custom", params, solver=solver)), ours)
 
 
 def test_a_schedule_of_comfyui(server):
@@ -34,9 +34,10 @@ def test_a_schedule_of_comfyui(server):
 
 
 def test_log_snr_is_the_same_on_the_diffusers_host(server, host_pipeline):
-    ours = result(server, latents("log_snr", params=SDE_2M, sampler={"scheduler": "log_snr"}))
+    ours = result(server, latents("log_snr", params=FULL, sampler={"scheduler": "log_snr", "solver": "sde_2m"}))
     expected = host_pipeline(
-        "make it blue", num_inference_steps=4, seed=5, scheduler="log_snr", image_size=(96, 64), cns=SDE_2M
+        "make it blue", num_inference_steps=4, seed=5, solver="sde_2m", scheduler="log_snr", image_size=(96, 64),
+        cns=FULL,
     ).latents
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
 
@@ -84,8 +85,8 @@ def test_a_schedule_in_two_halves(server):
 def test_a_picture_of_a_batch_is_the_same_alone(server):
     """Four pictures at once, and the third alone with its batch_index."""
     size = {"image_size": "custom", "num_images": 4}
-    batch = result(server, latents("batch", params=SDE_2M, conditioner=size))
-    alone = latents("alone", params=SDE_2M, conditioner=size)
+    batch = result(server, latents("batch", params=FULL, sampler={"solver": "sde_2m"}, conditioner=size))
+    alone = latents("alone", params=FULL, sampler={"solver": "sde_2m"}, conditioner=size)
     alone["third"] = node("LatentFromBatch", samples=["edit", 2], batch_index=2, length=1)
     alone["sample"]["inputs"]["latent_image"] = ["third", 0]
     assert batch.shape == (4, 128, 4, 6)

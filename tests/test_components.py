@@ -11,9 +11,9 @@ import pytest
 import torch
 from headers import WRONG, as_header, assert_advises, prefixed, quantised, write
 from klein_cns.klein import tiny
-from klein_cns.klein.files import read_header, weight_files
-from klein_cns.klein.identify import identify
-from klein_cns.klein.inspect import check_pair, check_text_encoder, check_transformer, check_vae
+from klein_cns.weights.components import check_pair, check_text_encoder, check_transformer, check_vae
+from klein_cns.weights.files import read_header, weight_files
+from klein_cns.weights.identify import identify
 from safetensors import safe_open
 from safetensors.torch import save_file
 

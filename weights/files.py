@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from ..weights.header import Tensor, read_file_header
+from .header import StoredTensor, read_file_header
 
 
 class Header(NamedTuple):
@@ -17,7 +17,7 @@ class Header(NamedTuple):
     """
 
     path: Path
-    tensors: dict[str, Tensor]
+    tensors: dict[str, StoredTensor]
     metadata: dict[str, str]
 
     @property
@@ -63,7 +63,7 @@ def read_header(path: str | Path) -> Header:
         ValueError: a file that is missing, empty, truncated, damaged or no safetensors, naming it and the fault.
     """
     path = Path(path)
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     metadata = _model_index(path)
     for file in weight_files(path):
         label = _label(path) if file == path else f"{_label(path)}/{file.name}"

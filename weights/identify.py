@@ -8,12 +8,21 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..weights.architecture import DEV, FLUX_1_WIDTHS, KLEIN_4B, KLEIN_9B, TINY, recognize
-from ..weights.header import BITS
-from ..weights.layout import names_in, rows
-from .architecture import LATENT_CHANNELS, TEXT_LAYERS, WANTED
+from .architecture import (
+    COMPONENTS,
+    DEV,
+    FLUX_1_WIDTHS,
+    KLEIN_4B,
+    KLEIN_9B,
+    LATENT_CHANNELS,
+    TEXT_LAYERS,
+    TINY,
+    TINY_MARK,
+    recognize,
+)
 from .files import Header, listed
-from .tiny import MARK
+from .header import BITS
+from .layout import names_in, rows
 
 PRECISIONS = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "I8": "int8", "U8": "4-bit"}
 FLUX_2_VAE = "FLUX.2 VAE"
@@ -211,7 +220,7 @@ def _lacking(header: Header, prefix: str, needed: Iterable[str]) -> str:
 
 
 def _is_marked(header: Header) -> bool:
-    return header.metadata.get(MARK[0]) == MARK[1]
+    return header.metadata.get(TINY_MARK[0]) == TINY_MARK[1]
 
 
 def _is_distilled(header: Header) -> bool:
@@ -219,7 +228,7 @@ def _is_distilled(header: Header) -> bool:
     said = header.metadata.get("is_distilled", "").lower()
     if said in ("true", "false"):
         return said == "true"
-    path = header.path.parent if header.path.name in WANTED else header.path
+    path = header.path.parent if header.path.name in COMPONENTS else header.path
     name = path.name.lower()
     return "klein" in name and "base" not in name
 

@@ -1,14 +1,49 @@
-"""Refusing what is not FLUX.2 [klein] 9B Base, from headers alone, before gigabytes are read."""
+"""The files that a klein 9B Base is made of: which are needed, and a judgement of each from its header alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
-from ..weights.architecture import ARCHITECTURES, KLEIN_9B, TINY, Architecture
-from .architecture import WANTED
+from .architecture import ARCHITECTURES, KLEIN_9B, TINY, Architecture
 from .files import read_header
 from .identify import FLUX_2_VAE, Identity, identify
 
+
+class Wanted(NamedTuple):
+    """One file of a klein 9B Base: what it holds, its folder in ComfyUI, (usual name, repository) of each source."""
+
+    what: str
+    folder: str
+    sources: tuple[tuple[str, str], ...]
+
+    @property
+    def advice(self) -> str:
+        """The end of a sentence that tells what to get, from where, and where to put it."""
+        named = " or ".join(f"{file} (https://huggingface.co/{repository})" for file, repository in self.sources)
+        return f"needed is {self.what}, usually {named}, in the folder models/{self.folder}."
+
+
+WANTED = {
+    "transformer": Wanted(
+        f"{KLEIN_9B.name} Base",
+        "diffusion_models",
+        (("flux-2-klein-base-9b-fp8.safetensors", "black-forest-labs/FLUX.2-klein-base-9b-fp8"),),
+    ),
+    "text_encoder": Wanted(
+        KLEIN_9B.text_encoder,
+        "text_encoders",
+        (("qwen_3_8b_fp8mixed.safetensors", "Comfy-Org/flux2-klein-9B"),),
+    ),
+    "vae": Wanted(
+        "FLUX.2's VAE",
+        "vae",
+        (
+            ("full_encoder_small_decoder.safetensors", "black-forest-labs/FLUX.2-small-decoder"),
+            ("flux2-vae.safetensors", "Comfy-Org/flux2-dev"),
+        ),
+    ),
+}
 ACCEPTED = {
     "transformer": (KLEIN_9B.name, TINY.name),
     "text_encoder": (KLEIN_9B.text_encoder, TINY.text_encoder),
