@@ -14,6 +14,7 @@ import klein_cns
 import pytest
 from test_package import PACKAGES, ROOT, git
 
+pytestmark = pytest.mark.xdist_group("distribution")  # one process builds for both tests
 NAME = f"klein_cns-{klein_cns.__version__}"
 BUILD = "from setuptools import build_meta as backend; backend.build_sdist('dist'); backend.build_wheel('dist')"
 

@@ -208,7 +208,7 @@ def test_importing_loads_no_heavy_library(module, tmp_path):
 def test_it_imports_whatever_the_folder_is_called(tmp_path):
     """As ComfyUI loads a pack: from a file, under a name made from its path, with modules of its own around."""
     folder = tmp_path / "My klein-nodes 2.0"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.egg-info"))
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build"))
     code = f"""
 import importlib.util, sys, types
 sys.modules["nodes"] = sys.modules["lora"] = types.ModuleType("of ComfyUI")

@@ -18,6 +18,13 @@ from safetensors.torch import load_file, save_file
 QWEN_IDS = 151936  # of ComfyUI's Qwen tokenizer
 
 
+def pytest_collection_modifyitems(items):
+    """Run all tests on ComfyUI in one of the parallel processes, so that they share one server."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("comfyui"))
+
+
 @pytest.fixture(scope="session")
 def host_pipeline(comfyui):
     """The tiny klein with the vocabulary and the tokenizer of ComfyUI."""
