@@ -3,12 +3,18 @@
 Imports without ComfyUI and without diffusers; both are loaded where they are used.
 """
 
+from __future__ import annotations
+
 import logging
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 WEB_DIRECTORY = "./web"
 
 
-async def comfy_entrypoint():
+async def comfy_entrypoint() -> Any:
     """The pack's nodes, for ComfyUI."""
     try:
         from .nodes import KleinExtension
@@ -18,4 +24,13 @@ async def comfy_entrypoint():
     return KleinExtension()
 
 
-__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
+def _version() -> str:
+    """The version that pyproject.toml states: in a clone the file's own, elsewhere what was installed from it."""
+    project = Path(__file__).with_name("pyproject.toml")
+    text = project.read_text(encoding="utf-8") if project.is_file() else ""
+    stated = re.search(r'^version = "(.+)"$', text, re.MULTILINE)
+    return stated.group(1) if stated else metadata.version("klein-cns")
+
+
+__version__ = _version()
+__all__ = ["WEB_DIRECTORY", "__version__", "comfy_entrypoint"]

@@ -35,17 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _import_parser() -> Callable[[], Any]:
     """Import what the commands need. It takes seconds, and a Ctrl-C that lands in an import can be swallowed there:
     until it is done, one ends the process at once."""
-
-    def end(*_: Any) -> None:
-        _say_interrupted()
-        os._exit(INTERRUPTED)
-
-    before = signal.signal(signal.SIGINT, end)
+    before = signal.signal(signal.SIGINT, _end_at_once)
     try:
         from .commands import parser
     finally:
         signal.signal(signal.SIGINT, before)
     return parser
+
+
+def _end_at_once(*_: object) -> None:
+    _say_interrupted()
+    os._exit(INTERRUPTED)
 
 
 def _say_interrupted() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from . import __version__
 from .klein.loading import HUB_ID
 from .klein.pipeline import REPORTED, KleinPipeline, check_inputs
 from .klein.request import KleinRequest
@@ -179,6 +180,7 @@ def parser() -> argparse.ArgumentParser:
     klein = argparse.ArgumentParser(
         prog="klein-cns", description="FLUX.2 [klein] 9B Base with Colored Noise Sampling, on your own machine."
     )
+    klein.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = klein.add_subparsers(required=True, metavar="COMMAND")
     edit = commands.add_parser("edit", help="edit one to four pictures by a prompt")
     edit.add_argument("images", nargs="*", metavar="IMAGE", help="the pictures, in the order the prompt counts them")

@@ -14,6 +14,13 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items):
+    """Run what shares a ComfyUI server in one of the parallel processes."""
+    for item in items:
+        if item.path.parent.name in ("host", "browser"):
+            item.add_marker(pytest.mark.xdist_group("comfyui"))
+
+
 @pytest.fixture
 def seed(record_property):
     """A fresh seed for each run; set KLEIN_CNS_SEED to repeat one."""

@@ -15,6 +15,7 @@ from importlib import metadata
 import numpy as np
 import pytest
 import torch
+from endpoint import complete_request
 from klein_cns import cli
 from klein_cns.klein import KleinRequest
 from klein_cns.sampler import CNSParams
@@ -103,29 +104,19 @@ def test_generate_is_the_python_api(klein, tmp_path, pipeline):
         assert image.format == "WEBP"
 
 
-@pytest.fixture
-def full_example(shared, cat):
-    """The endpoint's own Full Example, a data: URI in place of its URL."""
-    path = shared / "reference" / "endpoint" / "edit_lora.md"
-    if not path.is_file():
-        pytest.skip("the endpoint's document is not beside this checkout")
-    text = re.search(r"\*\*Full Example\*\*:\s+```json\n(.+?)```", path.read_text(), re.S).group(1)
-    return text, "data:image/png;base64," + base64.b64encode(cat.read_bytes()).decode()
-
-
-def test_the_endpoints_full_example_runs(klein, full_example, tmp_path):
-    text, uri = full_example
+def test_a_complete_request_of_the_endpoint_runs(klein, cat, tmp_path):
     file = tmp_path / "request.json"
-    file.write_text(text)
+    file.write_text(json.dumps(complete_request("https://example.com/a.png")))
     status, _, err = klein("edit", "--params", file, "-o", tmp_path / "a.png", *QUICK)
     assert status == 1 and "is a web address; download it and give the file, or a data: URI" in err
-    file.write_text(re.sub(r"https://[^\"]+", uri, text))
+    request = complete_request("data:image/png;base64," + base64.b64encode(cat.read_bytes()).decode())
+    file.write_text(json.dumps(request))
     status, _, err = klein("edit", "--params", file, "-o", tmp_path / "a.png", *QUICK, "--image-size", "96x64")
     assert status == 0
     assert "acceleration has no local effect" in err and "enable_safety_checker has no local effect" in err
     assert re.search(r"enable_cns is off, so cns_s_churn, .* have no effect; turn it on with --enable-cns", err)
     made = parameters(tmp_path / "a.png")
-    assert made["enable_cns"] is False and made["prompt"] == json.loads(text)["prompt"]
+    assert made["enable_cns"] is False and made["prompt"] == request["prompt"]
     assert made["num_inference_steps"] == 2  # the option overrides the file
 
 

@@ -8,31 +8,54 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
+import klein_cns
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sampler", "weights", "lora", "klein", "remote")
-# What a package may import from its siblings (docs/architecture.md).
+# What a package may import from its siblings (docs/architecture.md). "" is the root, which holds the version.
 ALLOWED = {
     "sampler": set(),
     "weights": set(),
     "lora": {"weights"},
     "klein": {"sampler", "weights", "lora"},
     "cli": {"commands"},
-    "commands": {"sampler", "weights", "lora", "klein"},
+    "commands": {"", "sampler", "weights", "lora", "klein"},
     "remote": {"sampler"},
 }
 HOST_MODULES = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "server", "nodes", "execution")
 LATE = ("diffusers", "transformers", "peft", "fal_client", "accelerate", "matplotlib", "skimage")
 
 
-def project():
-    if sys.version_info < (3, 11):
-        pytest.skip("reading pyproject.toml needs tomllib of Python 3.11")
-    import tomllib
+# What every supported ComfyUI asks for itself, by module: so does requirements.txt of 0.11.0, the oldest.
+COMFYUI_HAS = {"torch", "numpy", "PIL", "safetensors", "tqdm", "pydantic"}
+COMFYUI_IS = {
+    "comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview", "node_helpers", "server",
+}
+DIFFUSERS_HOST = {"diffusers", "transformers", "tokenizers", "packaging", "matplotlib", "skimage"}
 
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def git(*args):
+    result = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()
+
+
+def tracked():
+    """The files that a clone holds."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no clone, so nothing says which files belong to it")
+    return git("ls-files")
 
 
 def sources():
@@ -40,25 +63,103 @@ def sources():
     return [ROOT / "cli.py", ROOT / "commands.py", *inside]
 
 
-def test_requirements_are_the_projects_but_for_torch():
-    dependencies = project()["project"]["dependencies"]
-    assert [line for line in dependencies if not line.startswith("torch")] == (
-        ROOT / "requirements.txt"
-    ).read_text().split()
+def requirements():
+    return [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+
+
+def test_requirements_are_what_comfyui_lacks_and_the_nodes_need():
+    """What only the diffusers host needs is imported late and only by klein/ and the scheduler."""
+    imports = {
+        (module.split(".")[0], path, at_top)
+        for path in [ROOT / "__init__.py", *(ROOT / "nodes").glob("*.py"), *sources()]
+        for level, module, at_top in imported(path)
+        if level == 0 and module.split(".")[0] not in sys.stdlib_module_names
+    }
+    for module, path, at_top in imports:
+        if module in DIFFUSERS_HOST:
+            assert path.name == "scheduler.py" or (path.parent.name == "klein" and not at_top), path
+    needed = {module for module, *_ in imports} - COMFYUI_HAS - COMFYUI_IS - DIFFUSERS_HOST
+    lines = requirements()
+    assert {re.split(r"[<>=!~]", line)[0].replace("-", "_") for line in lines} == needed
+    assert set(lines) <= set(project()["project"]["dependencies"])
 
 
 def test_what_the_registry_reads():
     whole = project()
-    name, comfy = whole["project"]["name"], whole["tool"]["comfy"]
-    assert re.fullmatch(r"[a-z][a-z0-9]*(?:[-_.][a-z0-9]+)*", name) and "comfyui" not in name
-    assert re.fullmatch(r"\d+\.\d+\.\d+", whole["project"]["version"]) and whole["project"]["description"]
+    own, comfy = whole["project"], whole["tool"]["comfy"]
+    assert re.fullmatch(r"[a-z][a-z0-9]*(?:[-_.][a-z0-9]+)*", own["name"]) and "comfyui" not in own["name"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", own["version"]) and own["description"]
+    assert own["license"] == "MIT" and [(ROOT / name).is_file() for name in own["license-files"]] == [True]
+    assert "Operating System :: OS Independent" in own["classifiers"]
+    # comfy-cli drops every accelerator where it does not know one; none stated means that ComfyUI decides
+    assert not [line for line in own["classifiers"] if line.startswith("Environment ::")]
     assert comfy["PublisherId"] and comfy["DisplayName"] and comfy["requires-comfyui"] == ">=0.11.0"
     assert "web" not in comfy  # beside WEB_DIRECTORY everything would load twice
 
 
-def test_every_package_is_installed():
-    listed = set(project()["tool"]["setuptools"]["packages"])
-    assert listed == {"klein_cns", "klein_cns.nodes", *(f"klein_cns.{name}" for name in PACKAGES)}
+def test_the_icon_is_there_and_within_the_registrys_size():
+    repository = project()["project"]["urls"]["Repository"].removeprefix("https://github.com/")
+    address = project()["tool"]["comfy"]["Icon"]
+    base = f"https://raw.githubusercontent.com/{repository}/main/"
+    assert address.startswith(base)
+    drawing = ElementTree.parse(ROOT / address.removeprefix(base)).getroot()
+    assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+    assert 0 < int(drawing.get("width")) <= 800 and 0 < int(drawing.get("height")) <= 400
+
+
+def test_one_search_finds_every_address_of_the_repository():
+    repository = project()["project"]["urls"]["Repository"].removeprefix("https://github.com/")
+    for name in tracked():
+        if name.endswith((".md", ".toml", ".yml", ".yaml", ".py", ".json")):
+            text = (ROOT / name).read_text(encoding="utf-8")
+            found = re.findall(r"github(?:usercontent)?\.com/([\w.-]+/klein-cns)\b", text)
+            assert set(found) <= {repository}, name
+
+
+def test_the_registrys_archive_holds_what_runs_and_no_tests():
+    """comfy-cli packs the tracked files without those that .comfyignore names."""
+    files = set(tracked())
+    left_out = set(git("ls-files", "--cached", "--ignored", "--exclude-from=.comfyignore"))
+    packed = files - left_out
+    assert not [name for name in packed if name.startswith(("tests/", "benchmarks/", "."))]
+    runs = ("nodes/", "web/", "example_workflows/", *(f"{name}/" for name in PACKAGES))
+    needed = {name for name in files if name.startswith(runs) or ("/" not in name and name.endswith(".py"))}
+    assert packed >= needed | {"pyproject.toml", "requirements.txt", "README.md", "LICENSE", "docs/icon.svg"}
+
+
+def test_the_registrys_security_rules_hold_without_exceptions():
+    rules = ["--isolated", "--ignore-noqa", "--select", "S102,S307,E702", "--target-version", "py310"]
+    result = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", *rules, "."], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout
+
+
+def test_the_version_stands_in_one_place():
+    version = project()["project"]["version"]
+    assert klein_cns.__version__ == version
+    for name in ("README.md", "__init__.py", "cli.py", "commands.py"):
+        assert version not in (ROOT / name).read_text(encoding="utf-8")
+    for command in ([sys.executable, "-m", "klein_cns"], [str(Path(sys.executable).with_name("klein-cns"))]):
+        result = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+        assert (result.returncode, result.stdout) == (0, f"klein-cns {version}\n"), result.stderr
+
+
+def test_the_changelog_has_this_version_in_the_form_of_keep_a_changelog():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", text, re.M)
+    assert versions[0] == ("Unreleased", "") and all(date for _, date in versions[1:])
+    numbers = [tuple(map(int, name.split("."))) for name, _ in versions[1:]]
+    assert numbers == sorted(numbers, reverse=True) and klein_cns.__version__ in dict(versions)
+    headings = re.findall(r"^### (.+)$", text, re.M)
+    assert headings and set(headings) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    for name, _ in versions:
+        assert re.search(rf"^\[{re.escape(name)}\]: https://", text, re.M), name
+
+
+def test_nothing_outside_the_nodes_imports_them():
+    for path in sources():
+        assert not [module for level, module, _ in imported(path) if level and module.split(".")[0] == "nodes"]
 
 
 def imported(path):
@@ -107,7 +208,7 @@ def test_importing_loads_no_heavy_library(module, tmp_path):
 def test_it_imports_whatever_the_folder_is_called(tmp_path):
     """As ComfyUI loads a pack: from a file, under a name made from its path, with modules of its own around."""
     folder = tmp_path / "My klein-nodes 2.0"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.egg-info"))
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build"))
     code = f"""
 import importlib.util, sys, types
 sys.modules["nodes"] = sys.modules["lora"] = types.ModuleType("of ComfyUI")
@@ -124,13 +225,12 @@ print(pack_x.sampler.CNSParams().s_churn, pack_x.klein.empirical_mu(16, 4) > 0, 
 
 def test_nothing_names_a_machine_or_a_registry():
     pattern = re.compile(r"/(root|home|work|Users)/\w|index-url|extra-index|files\.pythonhosted|pypi\.org")
-    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
-    tracked = listing.stdout.splitlines()
-    texts = [ROOT / name for name in tracked if name.endswith((".py", ".md", ".toml", ".txt", ".json", "run"))]
+    names = tracked()
+    texts = [ROOT / name for name in names if name.endswith((".py", ".md", ".toml", ".txt", ".json", "run"))]
     for path in texts:
         if path != Path(__file__) and path.is_file():
             assert not pattern.search(path.read_text()), path
-    assert not [name for name in tracked if name.endswith((".lock", ".ckpt", ".gguf", ".safetensors", ".pt"))]
+    assert not [name for name in names if name.endswith((".lock", ".ckpt", ".gguf", ".safetensors", ".pt"))]
 
 
 def test_readme_lists_every_cns_parameter():

@@ -1,14 +1,13 @@
-"""CNSParams: the endpoint's documents are the oracle."""
+"""CNSParams: what the endpoint documents is the oracle."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from dataclasses import fields
 
 import numpy as np
 import pytest
+from endpoint import BOTH, complete_request
 from klein_cns.sampler import CNSParams
 from klein_cns.sampler.params import public_name
 
@@ -16,41 +15,28 @@ NUMBERS = [spec for spec in fields(CNSParams) if "min" in spec.metadata]
 CHOICES = [spec for spec in fields(CNSParams) if "options" in spec.metadata]
 
 
-@pytest.fixture(scope="module")
-def document(shared):
-    path = shared / "reference" / "endpoint" / "edit_lora.md"
-    if not path.is_file():
-        pytest.skip("the endpoint's document is not beside this checkout")
-    return path.read_text()
-
-
-def entry(document: str, name: str) -> str:
-    return re.search(rf"- \*\*`{name}`\*\*.*?(?=\n- \*\*|\n\*\*)", document, re.S).group()
-
-
-def test_names_order_defaults_and_ranges_are_the_endpoints(document):
-    documented = re.findall(r"- \*\*`(cns_\w+)`\*\*", document)
-    own = [public_name(spec.name) for spec in fields(CNSParams)]
-    assert own == ["enable_cns", *documented, "cns_formula"]
-    for spec in fields(CNSParams):
-        if public_name(spec.name) not in documented:
-            continue
-        text = entry(document, public_name(spec.name))
-        assert json.loads(re.search(r"- Default: `(.+)`", text).group(1)) == spec.default
+def test_names_order_defaults_and_ranges_are_the_endpoints():
+    documented = {name: facts for name, facts in BOTH.items() if name.startswith("cns_")}
+    own = {public_name(spec.name): spec for spec in fields(CNSParams)}
+    assert list(own) == ["enable_cns", *documented, "cns_formula"]
+    for name, (kind, default, allowed) in documented.items():
+        spec = own[name]
+        assert spec.default == default and type(spec.default) is kind
         if "min" in spec.metadata:
-            low, high = re.search(r"- Range: `(.+)` to `(.+)`", text).groups()
-            assert (float(low), float(high)) == (spec.metadata["min"], spec.metadata["max"])
-        if "options" in spec.metadata:
-            options = re.findall(r'`"(\w+)"`', re.search(r"- Options: (.+)", text).group(1))
-            assert options == [value for value in spec.metadata["options"] if value not in spec.metadata["local"]]
+            assert (spec.metadata["min"], spec.metadata["max"]) == allowed
+        elif "options" in spec.metadata:
+            options = spec.metadata["options"]
+            assert tuple(value for value in options if value not in spec.metadata["local"]) == allowed
+        else:
+            assert allowed is None
 
 
-def test_the_full_example_is_read_and_has_cns_off(document):
-    example = json.loads(re.search(r"\*\*Full Example\*\*:\s+```json\n(.+?)```", document, re.S).group(1))
-    params = CNSParams.from_endpoint(example)
-    assert not params.enable_cns  # the example gives every cns value, and leaves enable_cns out
-    given = {name: value for name, value in example.items() if name.startswith("cns_")}
-    assert {name: params.to_endpoint()[name] for name in given} == given
+def test_a_complete_request_is_read_and_has_cns_off():
+    request = complete_request("a.png")
+    params = CNSParams.from_endpoint(request)
+    assert not params.enable_cns  # every cns_ value is given, and enable_cns is left out
+    given = {name: value for name, value in request.items() if name.startswith("cns_")}
+    assert len(given) == 11 and {name: params.to_endpoint()[name] for name in given} == given
 
 
 @pytest.mark.parametrize("spec", NUMBERS, ids=lambda spec: spec.name)
