@@ -104,7 +104,9 @@ class Api:
             raise NotAccepted(f"{ADDRESS} is {self.base!r}; it must begin with https://, the key travels there.")
         self.key, self.address, self._waits, self._host = key, address, waits, url.host
         self.secrets = Secrets(key, hide)
+        self.certificates = trusted_certificates()
         self._http = open_http(
+            self.certificates,
             headers={"Authorization": f"Key {key}", "Accept-Encoding": "identity"},
             timeout=httpx.Timeout(waits.answer, connect=waits.connect),
         )
@@ -248,20 +250,27 @@ class Api:
         return Answer(response.status_code, response.headers, parse_json(data))
 
 
-def open_http(proxy: Any = ..., **options: Any) -> httpx.AsyncClient:
-    """A client that heeds the environment's variables of certificates, and of proxies where none is given.
-
-    Args:
-        proxy: the address of a proxy, or None for none.
+def trusted_certificates() -> ssl.SSLContext:
+    """What TLS connections are checked against, by the environment's variables; it takes a while to load.
 
     Raises:
         NotAccepted: one of the variables cannot be used.
     """
     try:
-        if proxy is not ...:
-            options |= {"proxy": proxy, "trust_env": False, "verify": httpx.create_ssl_context()}
-        return httpx.AsyncClient(**options)
-    except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+        return httpx.create_ssl_context()
+    except OSError as error:  # ssl.SSLError is one
+        raise NotAccepted(f"{_settings_fault(error)} Nothing was submitted.") from None
+
+
+def open_http(certificates: ssl.SSLContext, **options: Any) -> httpx.AsyncClient:
+    """A client that heeds the environment's variables of proxies, unless ``trust_env`` is false.
+
+    Raises:
+        NotAccepted: one of the variables cannot be used.
+    """
+    try:
+        return httpx.AsyncClient(verify=certificates, **options)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
         raise NotAccepted(f"{_settings_fault(error)} Nothing was submitted.") from None
 
 

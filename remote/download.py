@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
@@ -37,34 +38,37 @@ class Gone(RemoteError):
     """The file's server says that there is no such file, or that it may not be read; that may be so for now only."""
 
 
-async def fetch(url: str, trusted: str, waits: Waits) -> bytes:
+async def fetch(url: str, trusted: str, certificates: ssl.SSLContext, waits: Waits) -> bytes:
     """The bytes of a file.
 
     Args:
         url: where fal says that it is.
         trusted: the API's base address; its host alone may be private or without TLS.
+        certificates: what TLS connections are checked against.
 
     Raises:
         Gone, Interrupted: trying again makes sense.
         RemoteError: it is too large, or the address leads somewhere private.
     """
     try:
-        return await within(waits.transfer, _follow(url, trusted, waits))
+        return await within(waits.transfer, _follow(url, trusted, certificates, waits))
     except asyncio.TimeoutError:
         raise Interrupted(f"the file did not arrive within {waits.transfer:g} s.") from None
 
 
-async def _follow(url: str, trusted: str, waits: Waits) -> bytes:
+async def _follow(url: str, trusted: str, certificates: ssl.SSLContext, waits: Waits) -> bytes:
     for _ in range(MAX_REDIRECTS + 1):
         addresses = await _check_public(url, trusted)
-        found = await _get(url, addresses, waits)
+        found = await _get(url, addresses, certificates, waits)
         if isinstance(found, bytes):
             return found
         url = found
     raise RemoteError(f"the file's address redirects more than {MAX_REDIRECTS} times.")
 
 
-async def _get(url: str, addresses: list[Address] | None, waits: Waits) -> bytes | str:
+async def _get(
+    url: str, addresses: list[Address] | None, certificates: ssl.SSLContext, waits: Waits
+) -> bytes | str:
     """The file, or the address that it redirects to.
 
     Args:
@@ -76,7 +80,7 @@ async def _get(url: str, addresses: list[Address] | None, waits: Waits) -> bytes
     ways = [target] if addresses is None or proxy else [target.copy_with(host=str(address)) for address in addresses]
     headers = {"Host": target.netloc.decode("ascii"), "Accept-Encoding": "identity"}
     fault: RemoteError = Interrupted(f"{target.host} has no address.")
-    async with open_http(proxy, timeout=timeout) as http:
+    async with open_http(certificates, proxy=proxy, trust_env=False, timeout=timeout) as http:
         for way in ways:
             extensions = {} if way is target else {"sni_hostname": target.raw_host.decode("ascii")}
             try:

@@ -80,7 +80,7 @@ async def save(session: Session, row: Row) -> Row:
             break
         session.progress(f"{faults[0]} Asking again.")
         await asyncio.sleep(min(waits.backoff * 2 ** (tried - 1), waits.longest_backoff))
-    others = ", ".join(filter(None, row.files))
+    others = ", ".join(name for name in row.files if name and (session.results / name).is_file())
     text = f"{faults[0]} Saved in {session.results}: {others}." if others else str(faults[0])
     if all(isinstance(fault, (Gone, Unobtainable)) for fault in faults):
         raise Unobtainable(text)
@@ -101,7 +101,8 @@ async def _save_missing(session: Session, row: Row) -> tuple[Row, list[RemoteErr
             files[index] = _write(session.results, row.request_id, index, await _bytes(session, image))
         except RemoteError as error:
             faults.append(error)
-        row = session.journal.update(row, COMPLETED, files=files)
+        else:
+            row = session.journal.update(row, COMPLETED, files=files)
     return row, faults
 
 
@@ -112,7 +113,7 @@ async def _bytes(session: Session, image: ImageFile) -> bytes:
     if address.startswith(SAVED_AS):
         name = address.removeprefix(SAVED_AS)
         raise Unobtainable(f"the picture came inside fal's answer, and its file {name} is gone or spoiled.")
-    return await fetch(address, session.api.base, session.waits)
+    return await fetch(address, session.api.base, session.api.certificates, session.waits)
 
 
 def _write(folder: Path, request_id: str, index: int, data: bytes) -> str:

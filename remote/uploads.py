@@ -34,7 +34,7 @@ async def _address(session: Session, source: str | bytes | Path) -> str:
         return source
     digest = file_digest(source) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
     known = session.journal.uploaded(digest)
-    if known and await _is_there(known, session.waits.connect):
+    if known and await _is_there(session.api, known, session.waits.connect):
         return known
     session.progress(f"uploading {source.name if isinstance(source, Path) else 'a picture'} to fal")
     url = await _upload(session.api, source)
@@ -74,10 +74,10 @@ async def _upload(api: Api, source: Path | bytes) -> str:
         raise NotAccepted(f"{what} could not be uploaded to fal: {reason} Nothing was submitted.") from None
 
 
-async def _is_there(url: str, seconds: float) -> bool:
+async def _is_there(api: Api, url: str, seconds: float) -> bool:
     """Whether an uploaded file can still be read; what cannot be told counts as yes."""
     try:
-        async with open_http(timeout=seconds) as http:
+        async with open_http(api.certificates, timeout=seconds) as http:
             return (await http.head(url)).status_code not in (403, 404, 410)
     except (httpx.HTTPError, httpx.InvalidURL):
         return True

@@ -18,7 +18,7 @@ from klein_cns.sampler import CNSParams
 from PIL import Image
 
 # The limits that a test is about, it sets itself.
-QUICK = Waits(poll=0.02, gone=0.1, tries=3, backoff=0.02, longest_backoff=0.1, retry_after=1.0)
+QUICK = Waits(poll=0.02, gone=0.1, tries=3, backoff=0.02, longest_backoff=0.03, retry_after=1.0)
 PROMPT = "Dress the chairwoman in tweed"
 
 

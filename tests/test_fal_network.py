@@ -16,7 +16,7 @@ import trustme
 from fal_runs import PROMPT, QUICK, Machine, order
 from fal_server import KEY, FalServer, answer
 from klein_cns.remote import download
-from klein_cns.remote.client import connection_fault
+from klein_cns.remote.client import connection_fault, trusted_certificates
 from klein_cns.remote.errors import RemoteError
 from klein_cns.remote.key import Secrets
 
@@ -127,7 +127,8 @@ def test_the_address_that_was_checked_is_the_one_connected_to(monkeypatch):
         monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
         monkeypatch.setattr(download, "_is_public", lambda address: str(address) == "127.0.0.1")
         with pytest.raises(RemoteError):
-            await download.fetch(f"https://v3.fal.media:{port}/x.png", "https://queue.fal.run", QUICK)
+            url = f"https://v3.fal.media:{port}/x.png"
+            await download.fetch(url, "https://queue.fal.run", trusted_certificates(), QUICK)
 
     asyncio.run(main())
     listening.close()
@@ -154,7 +155,7 @@ def test_a_file_comes_over_tls_under_its_own_name(monkeypatch, tmp_path):
                 return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
             monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-            return await download.fetch(url, "https://queue.fal.run", QUICK)
+            return await download.fetch(url, "https://queue.fal.run", trusted_certificates(), QUICK)
 
         try:
             return asyncio.run(main()), server
