@@ -8,6 +8,7 @@ const LIVE = "$$node-text-preview"; // ComfyUI's own box for a line while a node
 const LINE = 16; // pixels
 const CHARACTER = 6; // pixels, about
 const MOST_LINES = 18; // a longer text scrolls
+const MARGIN = 4; // pixels around the box, which the classic renderer takes from its height
 
 /** The values that a text was said about. */
 function values(node) {
@@ -48,7 +49,8 @@ function show(node, text) {
     });
     widget = node.addDOMWidget(SAID, "klein_said", box, {
       serialize: false,
-      getMinHeight: () => height(box.textContent, node.size[0]),
+      margin: MARGIN,
+      getMinHeight: () => height(box.textContent, node.size[0]) + 2 * MARGIN,
     });
     widget.serialize = false;
   }
@@ -61,8 +63,9 @@ function show(node, text) {
 function chain(type, name, after) {
   const before = type.prototype[name];
   type.prototype[name] = function (...given) {
-    before?.apply(this, given);
+    const value = before?.apply(this, given);
     after.apply(this, given);
+    return value;
   };
 }
 

@@ -59,7 +59,8 @@ export async function run(page, timeout = 240_000) {
         api.addEventListener(kind, end, { once: true });
       }
     });
-    return (await window.app.queuePrompt(0, 1)) ? ended : { kind: "refused" };
+    await window.app.queuePrompt(0, 1);
+    return Object.keys(window.app.lastNodeErrors ?? {}).length ? { kind: "refused" } : ended;
   }, timeout);
   await page.waitForTimeout(1000); // what the page shows then
   return end;
