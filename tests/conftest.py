@@ -31,15 +31,9 @@ def seed(record_property):
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of oracles beside the project; it may be absent."""
-    return ROOT.parent / "shared"
-
-
-@pytest.fixture(scope="session")
-def published(shared):
+def published():
     """The authors' published γ matrices by name; they are an oracle beside the project, not part of it."""
-    folder = shared / "reference" / "gamma"
+    folder = ROOT.parent / "shared" / "reference" / "gamma"
     if not folder.is_dir():
         pytest.skip("the published gamma matrices are not beside this checkout")
     return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}

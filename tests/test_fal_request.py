@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from endpoint import BOTH, EDIT_ALONE, PRESETS, REQUIRED, complete_request
 from fal_runs import QUICK, Machine, order
 from fal_server import KEY, FalServer, answer, drop, png
 from klein_cns.klein import sizes
@@ -26,37 +27,6 @@ from PIL import Image
 
 GIB = 2**30
 KLEIN_FP8 = {"transformer": 9 * GIB, "text_encoder": 8 * GIB, "vae": GIB // 4}  # about the sizes of the usual files
-
-
-# What the two endpoints document, as of November 2025: name: (type, default, range or options).
-REQUIRED = object()
-BOTH = {
-    "prompt": (str, REQUIRED, None),
-    "negative_prompt": (str, "", None),
-    "guidance_scale": (float, 5, (0, 20)),
-    "seed": (int, None, None),
-    "num_inference_steps": (int, 28, (4, 50)),
-    "image_size": (object, None, None),
-    "num_images": (int, 1, (1, 4)),
-    "acceleration": (str, "regular", ("none", "regular", "high")),
-    "sync_mode": (bool, False, None),
-    "enable_safety_checker": (bool, True, None),
-    "output_format": (str, "png", ("jpeg", "png", "webp")),
-    "enable_cns": (bool, False, None),
-    "cns_s_churn": (float, 0.5, (0, 2)),
-    "cns_gamma_source": (str, "matrix", ("matrix", "approximation")),
-    "cns_power_gamma": (float, 0.75, (0.1, 3)),
-    "cns_gamma_divider": (float, 1.73, (0.1, 50)),
-    "cns_alpha_tilt_start": (float, 0.15, (-2, 2)),
-    "cns_alpha_tilt_end": (float, -0.5, (-2, 2)),
-    "cns_alpha_use_fnorm": (bool, True, None),
-    "cns_alpha_exp_interp": (bool, True, None),
-    "cns_alpha_exp_sharpness": (float, 0.75, (0.1, 10)),
-    "cns_num_freq_bins": (int, 32, (8, 128)),
-    "cns_energy_scale": (float, 0.98, (0.5, 1.5)),
-}
-EDIT_ALONE = {"image_urls": (list, REQUIRED, None), "loras": (list, [], None)}
-PRESETS = ["square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9"]
 
 
 @pytest.fixture
@@ -93,7 +63,7 @@ def test_names_defaults_ranges_and_options_are_the_endpoints(name):
 def test_each_endpoint_takes_its_own_fields_and_no_others():
     assert set(TextRequest.model_fields) == set(BOTH)
     assert set(EditRequest.model_fields) == set(BOTH) | set(EDIT_ALONE)
-    assert list(fal_fields.IMAGE_SIZES) == PRESETS
+    assert tuple(fal_fields.IMAGE_SIZES) == PRESETS
     for size in (*PRESETS, {"width": 2016, "height": 1152}):
         assert body(TextRequest(prompt="x", image_size=size))["image_size"] == size
     for urls in ([], ["https://a/b.png"] * 5):
@@ -105,18 +75,10 @@ def test_each_endpoint_takes_its_own_fields_and_no_others():
 
 def test_a_whole_request_of_the_endpoint_is_one_of_ours():
     """Every field written out, with ints where the endpoint's own examples have them."""
-    whole = {
-        "prompt": "a red coat", "guidance_scale": 5, "num_inference_steps": 28,
-        "image_size": {"height": 1152, "width": 2016}, "num_images": 1, "acceleration": "regular",
-        "enable_safety_checker": True, "output_format": "png", "cns_s_churn": 0.5, "cns_gamma_source": "matrix",
-        "cns_power_gamma": 0.75, "cns_gamma_divider": 1.73, "cns_alpha_tilt_start": 0.15, "cns_alpha_tilt_end": -0.5,
-        "cns_alpha_use_fnorm": True, "cns_alpha_exp_interp": True, "cns_alpha_exp_sharpness": 0.75,
-        "cns_num_freq_bins": 32, "cns_energy_scale": 0.98,
-    }
-    edit = {**whole, "image_urls": ["https://a/b.png"], "loras": []}
+    edit = complete_request("https://a/b.png")
     required = {name: edit[name] for name in ("prompt", "image_urls")}
     assert body(EditRequest(**edit)) == {**body(EditRequest(**required)), **edit}
-    text = {**whole, "image_size": "landscape_4_3"}
+    text = {name: edit[name] for name in edit if name in BOTH} | {"image_size": "landscape_4_3"}
     assert {name: body(TextRequest(**text))[name] for name in text} == text
 
 
