@@ -110,7 +110,8 @@ class CNSKSampler(io.ComfyNode):
         noise = comfy.sample.prepare_noise(samples, seed, batch_index)
         told: list[str] = []
         options = {
-            "params": params, "solver": solver, "progress": progress, "batch_index": batch_index, "tell": told.append,
+            "params": params, "solver": solver, "progress": progress, "batch_index": batch_index,
+            "tell": told.extend,
         }
         x0: dict[str, torch.Tensor] = {}
         result = comfy.sample.sample_custom(
