@@ -386,7 +386,7 @@ def test_a_deleted_file_is_fetched_again_and_an_expired_one_is_said(fal, machine
     {"file": [answer(404)] * 3}, {"file": [answer(403), answer(503), drop()]}, {"result": [answer(404)] * 6},
     {"result": [answer(200, {"message": "x"})] * 6}, {"result": [answer(500, {}, X_Fal_Error_Type="internal_error")]},
     {"status": [answer(404)] * 6}, {"status": [answer(401)] * 2},
-], ids=str)
+], ids=" ".join)
 def test_resubmit_lost_does_not_buy_what_the_next_look_brings(fal, machine, faults):
     """The earlier run knew the id; whatever stood in the way of its result, the request may still be collectable."""
     fal.fail(status=itertools.repeat(drop()))
