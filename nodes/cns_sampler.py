@@ -16,13 +16,13 @@ from ..sampler import CNSParams, ProgressMatrix, sample_cns
 from ..sampler.advice import advice
 from ..sampler.params import SWITCH
 from .cns_inputs import (
-    CATEGORY,
     cns_inputs,
     gamma_stamp,
     load_progress,
     patch_size,
     solver_input,
 )
+from .common import CATEGORY
 from .messages import say
 
 LOWER = "lower the size or the number of the pictures to make, or give fewer or smaller reference pictures"

@@ -19,7 +19,8 @@ from torch import Tensor
 from ..klein.references import to_image, to_pixels
 from ..remote.fields import AUTO, CUSTOM, IMAGE_SIZES, MAX_IMAGES, MAX_LORAS, MAX_SIDE, MIN_SIDE, FalFields
 from ..sampler.params import LOCAL_NAMES, CNSParams, public_name
-from .cns_inputs import CATEGORY, widget
+from .cns_inputs import widget
+from .common import CATEGORY
 from .lora_stack import LoraStack, find, given_stack
 from .messages import SAYS, said, show
 from .pictures import picture_inputs, split_pictures

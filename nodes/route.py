@@ -13,7 +13,7 @@ from torch import Tensor
 from ..remote.route import LOCAL, MODES, REMOTE, Route, choose
 from . import model_files
 from .base_loader import KleinBaseLoader
-from .cns_inputs import CATEGORY
+from .common import CATEGORY
 from .messages import say
 
 LOADED = {"transformer": "diffusion_model", "text_encoder": "text_encoder", "vae": "vae"}  # kind: input of the loader
