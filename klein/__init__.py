@@ -1,10 +1,10 @@
 """FLUX.2 [klein]: architecture facts, sizes, schedules, references, prompts, and the diffusers pipeline."""
 
+from ..endpoint import IMAGE_SIZES
 from .pipeline import KleinPipeline
 from .request import KleinRequest
 from .result import KleinResult
 from .schedules import SCHEDULES, empirical_mu, flux2_sigmas, log_snr_sigmas
-from .sizes import IMAGE_SIZES
 from .tiny import tiny
 
 __all__ = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from .sizes import AUTO, STRIDE, output_size
+from ..endpoint import AUTO
+from .sizes import STRIDE, output_size
 
 FEATHER = 8  # pixels over which the edit fades in, inside the mask
 

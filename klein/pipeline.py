@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..endpoint import MAX_IMAGES
 from ..lora import LoraSpec, Report, parse_loras
 from ..lora.read import find_weights, stamp
 from ..sampler.noise import checked_batch_index
@@ -21,7 +22,7 @@ from .denoiser import denoise, guided_velocity, initial_noise
 from .loading import load_components
 from .memory import memory_advice
 from .prompts import encode_prompt
-from .references import MAX_REFERENCES, load_picture, prepare_reference, to_pixels
+from .references import load_picture, prepare_reference, to_pixels
 from .request import KleinRequest
 from .result import KleinResult
 from .schedules import SCHEDULES
@@ -48,8 +49,8 @@ def check_inputs(
     """
     if isinstance(images, (bytes, Mapping)) or not isinstance(images, Sequence):
         raise ValueError(f"images is a {type(images).__name__}; give a list of pictures.")
-    if len(images) > MAX_REFERENCES:
-        raise ValueError(f"{len(images)} pictures were given; at most {MAX_REFERENCES} are allowed. Leave some out.")
+    if len(images) > MAX_IMAGES:
+        raise ValueError(f"{len(images)} pictures were given; at most {MAX_IMAGES} are allowed. Leave some out.")
     pictures = [to_pixels(load_picture(image)) for image in images]
     if request.cns.enable_cns and request.cns.gamma_source == "reference" and progress is not None:
         raise ValueError(

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from .sizes import STRIDE
 
-MAX_REFERENCES = 4
 MEGAPIXEL = 1024 * 1024
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 

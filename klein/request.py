@@ -6,8 +6,7 @@ import secrets
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..sampler.noise import MAX_SEED
-from ..sampler.params import CNSParams, checked, choice, number
+from ..sampler.params import MAX_SEED, CNSParams, checked, choice, number
 from ..sampler.solvers import SOLVER_HELP, SOLVERS
 from .schedules import SCHEDULES
 from .sizes import AUTO, parse_image_size

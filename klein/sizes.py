@@ -6,19 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..endpoint import AUTO, DEFAULT_SIZE, IMAGE_SIZES, MAX_SIDE
 from ..sampler.params import checked_number
 
-IMAGE_SIZES: dict[str, tuple[int, int]] = {
-    "square_hd": (1024, 1024),
-    "square": (512, 512),
-    "portrait_4_3": (768, 1024),
-    "portrait_16_9": (576, 1024),
-    "landscape_4_3": (1024, 768),
-    "landscape_16_9": (1024, 576),
-}
-AUTO = "auto"
-DEFAULT_SIZE = "landscape_4_3"
-MIN_SIDE, MAX_SIDE = 64, 2048
+MIN_SIDE = 64  # pixels
 STRIDE = 16  # pixels of one latent position: 8 of the VAE, 2 of the patches
 
 

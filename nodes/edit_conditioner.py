@@ -13,10 +13,11 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..endpoint import AUTO, DEFAULT_SIZE, IMAGE_SIZES, MAX_SIDE
 from ..klein.cache import TensorCache
 from ..klein.masks import fit_to_output, to_latent_mask
 from ..klein.references import pad_edges, prepare_reference
-from ..klein.sizes import AUTO, DEFAULT_SIZE, IMAGE_SIZES, MAX_SIDE, MIN_SIDE, latent_size, output_size
+from ..klein.sizes import MIN_SIDE, latent_size, output_size
 from ..sampler.params import checked_number
 from .common import CATEGORY, FLUX2_CHANNELS, SIZE_KEY
 from .messages import SAYS, said

@@ -15,18 +15,9 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..endpoint import AUTO, IMAGE_SIZES, MAX_IMAGES, MAX_LORAS, MAX_SIDE
 from ..klein.references import to_image, to_pixels
-from ..remote.fields import (
-    AUTO,
-    CUSTOM,
-    ENDPOINT_SOLVER,
-    IMAGE_SIZES,
-    MAX_IMAGES,
-    MAX_LORAS,
-    MAX_SIDE,
-    MIN_SIDE,
-    specs,
-)
+from ..remote.fields import CUSTOM, ENDPOINT_SOLVER, MIN_SIDE, specs
 from ..sampler.params import PREFIX, SWITCH, CNSParams
 from .cns_inputs import widget
 from .common import CATEGORY

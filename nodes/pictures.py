@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..klein.references import MAX_REFERENCES
+from ..endpoint import MAX_IMAGES
 from .common import FLUX2_CHANNELS
 
 SOCKET = re.compile(r"(?:images\.)?image_(\d+)")  # ids count from 0, labels and prompts from 1
@@ -21,7 +21,7 @@ def picture_inputs(tooltip: str) -> list[io.Input]:
         io.Image.Input(
             f"images.image_{socket}", display_name=_label(socket), optional=True, tooltip=f"{tooltip} {counted}"
         )
-        for socket in range(MAX_REFERENCES)
+        for socket in range(MAX_IMAGES)
     ]
 
 
@@ -41,7 +41,7 @@ def split_pictures(images: Mapping[str, Tensor | None]) -> tuple[list[Tensor], l
         known = SOCKET.fullmatch(name)
         if known is None:
             raise ValueError(
-                f"the input {name!r} is unknown; pictures are images.image_0 to images.image_{MAX_REFERENCES - 1}."
+                f"the input {name!r} is unknown; pictures are images.image_0 to images.image_{MAX_IMAGES - 1}."
             )
         if value is not None:
             sockets[int(known[1])] = value
@@ -50,10 +50,10 @@ def split_pictures(images: Mapping[str, Tensor | None]) -> tuple[list[Tensor], l
         for socket, value in sorted(sockets.items())
         for picture in _channels_first(_label(socket), value)
     ]
-    if len(found) > MAX_REFERENCES:
+    if len(found) > MAX_IMAGES:
         raise ValueError(
             f"{len(found)} pictures are connected (every picture of a batch counts); klein takes at most "
-            f"{MAX_REFERENCES}. Disconnect some."
+            f"{MAX_IMAGES}. Disconnect some."
         )
     moved = [
         f"{_label(number)} of the prompt is at the socket {_label(socket)}"

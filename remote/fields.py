@@ -10,24 +10,13 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NamedTuple
 
-from ..sampler.params import LOCAL_NAMES, SWITCH, CNSParams, flag, number, public_name
+from ..sampler.params import LOCAL_NAMES, MAX_SEED, SWITCH, CNSParams, flag, number, public_name
 
 TEXT_ENDPOINT = "fal-ai/flux-2/klein/9b/base"
 EDIT_ENDPOINT = "fal-ai/flux-2/klein/9b/base/edit/lora"
-MAX_IMAGES, MAX_LORAS = 4, 3
-MIN_SIDE, MAX_SIDE = 512, 2048
-AUTO, CUSTOM = "auto", "custom"
+MIN_SIDE = 512  # pixels, of a custom size
+CUSTOM = "custom"
 ENDPOINT_SOLVER = "euler"
-DEFAULT_SIZE = "landscape_4_3"
-IMAGE_SIZES = {
-    "square_hd": (1024, 1024),
-    "square": (512, 512),
-    "portrait_4_3": (768, 1024),
-    "portrait_16_9": (576, 1024),
-    "landscape_4_3": (1024, 768),
-    "landscape_16_9": (1024, 576),
-}
-MAX_SEED = 2**64 - 1  # as ComfyUI's samplers, so that one seed can serve both hosts; the documents give no range
 
 
 def _options(default: str, options: tuple[str, ...], meaning: str) -> Any:

@@ -17,20 +17,9 @@ import pydantic
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, create_model
 
+from ..endpoint import AUTO, DEFAULT_SIZE, IMAGE_SIZES, MAX_IMAGES, MAX_LORAS, MAX_SIDE
 from .errors import NotAccepted
-from .fields import (
-    AUTO,
-    DEFAULT_SIZE,
-    EDIT_ENDPOINT,
-    IMAGE_SIZES,
-    MAX_IMAGES,
-    MAX_LORAS,
-    MAX_SIDE,
-    MIN_SIDE,
-    TEXT_ENDPOINT,
-    Spec,
-    specs,
-)
+from .fields import EDIT_ENDPOINT, MIN_SIDE, TEXT_ENDPOINT, Spec, specs
 
 _ADDRESS = re.compile(r"https?://\S+|data:image/\S+")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")

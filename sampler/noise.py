@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .params import checked_number
+from .params import MAX_SEED, checked_number
 
 # Odd, so that k -> seed + k·STRIDE never repeats modulo 2^32, which is all that torch's CPU engine keeps of a seed.
 STRIDE = 0x9E3779B9
-MAX_SEED = 2**64 - 1
 
 
 def checked_batch_index(batch_index: Sequence[int] | None, batch: int) -> list[int]:

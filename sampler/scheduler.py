@@ -18,8 +18,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  pipelines look for it here to load us
 from torch import Tensor
 
-from .noise import MAX_SEED
-from .params import CNSParams, checked_number, public_name
+from .params import MAX_SEED, CNSParams, checked_number, public_name
 from .progress import ProgressMatrix
 from .sampling import CNSRun, is_plain
 from .solvers import DEFAULT_SOLVER, find_solver

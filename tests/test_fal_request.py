@@ -8,10 +8,9 @@ import re
 import time
 
 import pytest
-from endpoint import BOTH, EDIT_ALONE, PRESETS, REQUIRED, complete_request
 from fal_runs import Machine, order
 from fal_server import KEY, FalServer, answer, drop, png
-from klein_cns.klein import sizes
+from klein_cns.endpoint import IMAGE_SIZES
 from klein_cns.remote import fields as fal_fields
 from klein_cns.remote.errors import RemoteError
 from klein_cns.remote.key import read_key
@@ -30,6 +29,8 @@ from klein_cns.remote.route import choose
 from klein_cns.remote.run import run_interruptibly
 from klein_cns.remote.transfer import encode_png
 from PIL import Image
+
+from endpoint import BOTH, EDIT_ALONE, PRESETS, REQUIRED, complete_request
 
 GIB = 2**30
 KLEIN_FP8 = {"transformer": 9 * GIB, "text_encoder": 8 * GIB, "vae": GIB // 4}  # about the sizes of the usual files
@@ -69,7 +70,7 @@ def test_names_defaults_ranges_and_options_are_the_endpoints(name):
 def test_each_endpoint_takes_its_own_fields_and_no_others():
     assert set(TextRequest.model_fields) == set(BOTH)
     assert set(EditRequest.model_fields) == set(BOTH) | set(EDIT_ALONE)
-    assert tuple(fal_fields.IMAGE_SIZES) == PRESETS
+    assert tuple(IMAGE_SIZES) == PRESETS
     for size in (*PRESETS, {"width": 2016, "height": 1152}):
         assert body(TextRequest(prompt="x", image_size=size))["image_size"] == size
     for urls in ([], ["https://a/b.png"] * 5):
@@ -100,10 +101,6 @@ def test_unknown_fields_of_a_response_are_kept():
     known = {"seed": 1, "prompt": "", "timings": {}, "has_nsfw_concepts": []}
     response, warnings = parse_response({"images": [{"url": "u", "blur": 3}], **known, "new": [1]})
     assert not warnings and response.model_extra == {"new": [1]} and response.images[0].model_extra == {"blur": 3}
-
-
-def test_sizes_are_the_local_ones():
-    assert (fal_fields.IMAGE_SIZES, fal_fields.DEFAULT_SIZE) == (sizes.IMAGE_SIZES, sizes.DEFAULT_SIZE)
 
 
 def test_unknown_fields_of_a_request_and_bad_values_are_refused_by_name():
