@@ -7,7 +7,6 @@ minutes, and another node would take the interrupt that is meant for this one. T
 from __future__ import annotations
 
 import os
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,18 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..klein.references import to_image, to_pixels
-from ..remote.fields import AUTO, CUSTOM, IMAGE_SIZES, MAX_IMAGES, MAX_LORAS, MAX_SIDE, MIN_SIDE, FalFields
-from ..sampler.params import LOCAL_NAMES, CNSParams, public_name
+from ..remote.fields import (
+    AUTO,
+    CUSTOM,
+    ENDPOINT_SOLVER,
+    IMAGE_SIZES,
+    MAX_IMAGES,
+    MAX_LORAS,
+    MAX_SIDE,
+    MIN_SIDE,
+    specs,
+)
+from ..sampler.params import PREFIX, SWITCH, CNSParams
 from .cns_inputs import widget
 from .common import CATEGORY
 from .lora_stack import LoraStack, find, given_stack
@@ -27,7 +36,14 @@ from .pictures import picture_inputs, split_pictures
 
 FOLDER = "klein_cns"  # in ComfyUI's user directory, as __klein_cns: no HTTP route reads it
 RESULTS = "klein_fal"  # in ComfyUI's output folder
-SPECS = {spec.name: spec for spec in fields(FalFields)}
+SPECS = specs()
+PROMPTS = ("prompt", "negative_prompt")
+CNS = tuple(name for name in SPECS if name == SWITCH or name.startswith(PREFIX))
+# Saved workflows know widgets by position: what comes after these is appended.
+PLACED = (
+    *PROMPTS, "guidance_scale", "seed", "num_inference_steps", "num_images", "acceleration", "enable_safety_checker",
+    "output_format", *CNS, "sync_mode",
+)
 # For a node fresh from the menu: another seed is another purchase. ComfyUI before 0.14 has no such choice.
 SEED_CONTROL = io.ControlAfterGenerate.fixed if hasattr(io, "ControlAfterGenerate") else True
 
@@ -47,7 +63,7 @@ class KleinFalEdit(io.ComfyNode):
             inputs=[
                 *(
                     io.String.Input(name, multiline=True, dynamic_prompts=True, default="", tooltip=_help(name))
-                    for name in ("prompt", "negative_prompt")
+                    for name in PROMPTS
                 ),
                 *picture_inputs("A picture to edit or to refer to; it is sent to fal."),
                 LoraStack.Input(
@@ -77,8 +93,7 @@ class KleinFalEdit(io.ComfyNode):
                     io.Int.Input(side, default=1024, min=MIN_SIDE, max=MAX_SIDE, tooltip="Of the result, for custom.")
                     for side in ("width", "height")
                 ),
-                *map(_widget, ("num_images", "acceleration", "enable_safety_checker", "output_format")),
-                *_cns_widgets(),
+                *map(_widget, ("num_images", "acceleration", "enable_safety_checker", "output_format", *CNS)),
                 io.Float.Input(
                     "max_cost_usd", default=0.5, min=0.0, max=100.0, step=0.01,
                     tooltip="A request that costs more is refused. $0.02 for each megapixel of input and output; with "
@@ -109,6 +124,7 @@ class KleinFalEdit(io.ComfyNode):
                     tooltip="A request is refused that would bring the spending since midnight above this; 0 is no "
                     "limit. Klein fal Requests shows the spending.",
                 ),
+                *_appended(),
             ],
             outputs=[
                 io.Image.Output(display_name="images", is_output_list=True, tooltip="A list: sizes may differ."),
@@ -126,7 +142,7 @@ class KleinFalEdit(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora_stack: Any = None, max_usd_a_day: float = 0.0, **values: Any) -> io.NodeOutput:
-        key, orders, runs = _remote()
+        key, orders, queue, runs = _remote()
         images = {name: values.pop(name) for name in list(values) if name.startswith("images.")}
         recovering = values["recover_request_id"].strip()
         notes: list[str] = []
@@ -137,20 +153,27 @@ class KleinFalEdit(io.ComfyNode):
             if not recovering:
                 raise
             order = None
+        if recovering:
+            task = runs.Recovery(request_id=recovering, order=order)
+        else:
+            task = runs.Submission(
+                order=order,
+                max_cost_usd=values["max_cost_usd"],
+                max_usd_a_day=max_usd_a_day,
+                resubmit_lost=values["resubmit_lost"],
+            )
         folder = Path(folder_paths.get_system_user_directory(FOLDER))
 
         def progress(text: str) -> None:
             show(cls.hidden.unique_id, text)
 
         collected = runs.run(
-            order,
-            runs.Options(
-                values["max_cost_usd"], recovering, values["resubmit_lost"], values["on_flagged"], max_usd_a_day
-            ),
+            task,
             key=key.read_key(os.environ, folder / key.FILE),
-            address=os.environ.get(runs.ADDRESS),
+            address=os.environ.get(queue.ADDRESS),
             folder=folder,
             results=Path(folder_paths.get_output_directory()) / RESULTS,
+            refuse_flagged=values["on_flagged"] == "error",
             check=comfy.model_management.throw_exception_if_processing_interrupted,
             progress=progress,
         )
@@ -163,27 +186,31 @@ class KleinFalEdit(io.ComfyNode):
         )
 
 
-def _remote() -> tuple[Any, Any, Any]:
-    """The modules key, order and run of the remote client, loaded when a run needs them."""
+def _remote() -> tuple[Any, Any, Any, Any]:
+    """The modules key, order, queue and run of the remote client, loaded when a run needs them."""
     try:
         import fal_client.client  # noqa: F401 - a missing one must show before anything is submitted
 
-        from ..remote import key, order, run
+        from ..remote import key, order, queue, run
     except ImportError as error:
         raise RuntimeError(
             f"Klein on fal needs packages that this Python lacks ({error}). Install them into ComfyUI's own Python: "
             "python -m pip install fal-client pydantic filelock"
         ) from None
-    return key, order, run
+    return key, order, queue, run
 
 
 def _order(orders: Any, pictures: list[Tensor], lora_stack: Any, values: dict[str, Any]) -> Any:
     """The node's inputs as an `Order`."""
+    if values.get("solver", ENDPOINT_SOLVER) != ENDPOINT_SOLVER:  # of an API prompt
+        raise ValueError(
+            f"solver={values['solver']!r} runs only locally; the endpoint has {ENDPOINT_SOLVER} alone. Leave it out."
+        )
     params = CNSParams.from_endpoint(values)
     cns = params if params.enable_cns else CNSParams(enable_cns=False)  # off, their values decide nothing
     custom = values["image_size"] == CUSTOM
     arguments = {
-        **{name: values[name] for name in SPECS},
+        **{name: values.get(name, spec.default) for name, spec in SPECS.items()},
         **cns.to_endpoint(),
         "image_size": (values["width"], values["height"]) if custom else values["image_size"],
     }
@@ -207,23 +234,20 @@ def _lora_files(stack: Any, allowed: bool) -> list[tuple[Path, float]]:
     return [(Path(find(name)), strength) for name, strength, _ in entries]
 
 
-def _cns_widgets() -> list[io.Input]:
-    """``enable_cns`` and the ``cns_*`` that the endpoint has, each with the options that it has there."""
-    found = []
-    for spec in fields(CNSParams):
-        name, meta = public_name(spec.name), spec.metadata
-        if name in LOCAL_NAMES:
-            continue
-        entry = widget(name, spec)
-        if meta.get("local"):
-            entry.options = [option for option in meta["options"] if option not in meta["local"]]
-        found.append(entry)
-    return found
-
-
 def _help(name: str) -> str:
     return SPECS[name].metadata["help"]
 
 
 def _widget(name: str, advanced: bool | None = None) -> io.Input:
-    return widget(name, SPECS[name], advanced)
+    spec = SPECS[name]
+    if isinstance(spec.default, str) and "options" not in spec.metadata:
+        return io.String.Input(name, default=spec.default, tooltip=_help(name), advanced=advanced)
+    return widget(name, spec, advanced)
+
+
+def _appended() -> list[io.Input]:
+    """A widget for each field of the endpoint that has no place of its own above; prompts from before it lack it."""
+    found = [_widget(name, advanced=True) for name in SPECS if name not in PLACED]
+    for entry in found:
+        entry.optional = True
+    return found

@@ -1,4 +1,22 @@
-"""What can go wrong at fal, in sentences. A server's own words pass through here, and nothing secret does."""
+"""What can go wrong at fal, in sentences. A server's own words pass through here, and nothing secret does.
+
+RemoteError
+    NotAccepted
+    AnswerLost
+    NoAnswer
+    Refused
+    Failed
+        Cancelled
+    Unobtainable
+        NoPictures
+    TooLarge
+    Gone
+    Interrupted
+    Spoiled
+JournalError
+    Taken
+OverLimit
+"""
 
 from __future__ import annotations
 
@@ -55,19 +73,11 @@ class AnswerLost(RemoteError):
 
 
 class NoAnswer(RemoteError):
-    """A look at a request brought nothing that can be used; the request goes on."""
-
-
-class TooLarge(RemoteError):
-    """An answer or a file is larger than its limit; it was not read."""
+    """One look at a request brought nothing that can be used; the request goes on."""
 
 
 class Refused(RemoteError):
     """fal does not accept the key (any more), or the account's balance is exhausted."""
-
-
-class Unobtainable(RemoteError):
-    """fal took the request, and its result cannot be had (any more)."""
 
 
 class Failed(RemoteError):
@@ -86,14 +96,69 @@ class Cancelled(Failed):
     """The request was cancelled at fal."""
 
 
+class Unobtainable(RemoteError):
+    """fal took the request, and its result cannot be had (any more)."""
+
+
+class NoPictures(Unobtainable):
+    """An answer holds no picture, so it is no result."""
+
+
+class TooLarge(RemoteError):
+    """An answer or a file is larger than its limit; it was not read."""
+
+
+class Gone(RemoteError):
+    """A file's server says that there is no such file, or that it may not be read; perhaps for now only."""
+
+
+class Interrupted(RemoteError):
+    """A file did not arrive whole; trying again makes sense."""
+
+
+class Spoiled(RemoteError):
+    """A saved file is no picture.
+
+    Args:
+        index: of the picture in the request.
+    """
+
+    def __init__(self, text: str, index: int) -> None:
+        super().__init__(text)
+        self.index = index
+
+
+class JournalError(RuntimeError):
+    """The journal cannot be read or written; the text is the system's reason."""
+
+
+class Taken(JournalError):
+    """Another submission of the same inputs is alive."""
+
+
+class OverLimit(Exception):
+    """A submission would cost more than may be spent.
+
+    Args:
+        spent: USD until now.
+    """
+
+    def __init__(self, spent: float) -> None:
+        super().__init__(f"{spent:.4f}")
+        self.spent = spent
+
+
 def explain(status: int, body: Any, kind: str | None, hide: Callable[[str], str]) -> str:
     """One or two sentences for an HTTP fault of the API.
 
     Args:
         status: the HTTP status.
-        body: the parsed JSON, or None where it is none.
+        body: the parsed JSON; None where the answer holds none.
         kind: fal's ``error_type``.
-        hide: a text of the server's without what may not be repeated.
+        hide: gives a text of the server's without what may not be repeated.
+
+    >>> explain(402, None, None, str)
+    'the balance of your fal account is exhausted. Top it up at fal.ai/dashboard/billing.'
     """
     detail = body.get("detail") if isinstance(body, Mapping) else None
     if status in (401, 403):

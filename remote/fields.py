@@ -1,20 +1,23 @@
-"""What the two fal endpoints take: names, defaults, ranges and meaning, beside the CNS parameters.
+"""What the two fal endpoints take: names, defaults, ranges and meaning.
 
-Imports nothing, so that node widgets can be made from it before pydantic or fal-client are there.
+The node's widgets, the request model and the order are made from `specs`: a new field is one line in `FalFields`.
+Imports no library, so that the widgets can be made before pydantic or fal-client are there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, NamedTuple
 
-from ..sampler.params import flag, number
+from ..sampler.params import LOCAL_NAMES, SWITCH, CNSParams, flag, number, public_name
 
 TEXT_ENDPOINT = "fal-ai/flux-2/klein/9b/base"
 EDIT_ENDPOINT = "fal-ai/flux-2/klein/9b/base/edit/lora"
 MAX_IMAGES, MAX_LORAS = 4, 3
 MIN_SIDE, MAX_SIDE = 512, 2048
 AUTO, CUSTOM = "auto", "custom"
+ENDPOINT_SOLVER = "euler"
 DEFAULT_SIZE = "landscape_4_3"
 IMAGE_SIZES = {
     "square_hd": (1024, 1024),
@@ -33,7 +36,7 @@ def _options(default: str, options: tuple[str, ...], meaning: str) -> Any:
 
 @dataclass(frozen=True)
 class FalFields:
-    """The fields that both endpoints share, but for size, pictures, LoRAs and CNS."""
+    """The fields that both endpoints share, but for size, pictures, LoRAs and CNS. Append new ones at the end."""
 
     prompt: str = field(metadata={"help": "What to make or change."})
     negative_prompt: str = field(default="", metadata={"help": "What to avoid."})
@@ -51,3 +54,38 @@ class FalFields:
     )
     enable_safety_checker: bool = flag(True, "fal checks the pictures; what it flags comes back black, and is charged.")
     output_format: str = _options("png", ("jpeg", "png", "webp"), "The format of the files that fal makes.")
+
+
+class Spec(NamedTuple):
+    """A field of the endpoints.
+
+    Args:
+        default: None where there is none.
+        metadata: ``help``, and ``options``, or ``min``, ``max`` and ``step`` (an int for whole numbers), or neither.
+    """
+
+    name: str
+    default: Any
+    metadata: Mapping[str, Any]
+
+
+def specs() -> dict[str, Spec]:
+    """Every field of `FalFields`, then ``enable_cns`` and the ``cns_*`` with the options that the endpoints have.
+
+    >>> specs()["cns_gamma_source"].metadata["options"]
+    ('matrix', 'approximation')
+    """
+    own = [Spec(one.name, None if one.default is MISSING else one.default, one.metadata) for one in fields(FalFields)]
+    return {spec.name: spec for spec in (*own, *_cns_specs())}
+
+
+def _cns_specs() -> list[Spec]:
+    found = []
+    for one in fields(CNSParams):
+        name, meta = public_name(one.name), dict(one.metadata)
+        if name in LOCAL_NAMES:
+            continue
+        if "options" in meta:
+            meta["options"] = tuple(option for option in meta["options"] if option not in meta.get("local", ()))
+        found.append(Spec(name, False if name == SWITCH else one.default, meta))
+    return found

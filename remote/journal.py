@@ -16,6 +16,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .errors import JournalError, OverLimit, Taken
+
 NAME = "journal.sqlite"
 OPEN = "open"  # folder of the files of submissions that have not ended
 RECOVERED = "recovered:"  # in place of the fingerprint, where the inputs are not known
@@ -61,26 +63,6 @@ DROP TABLE before;
 """
 
 
-class JournalError(RuntimeError):
-    """The journal cannot be read or written; the text is the system's reason."""
-
-
-class Taken(JournalError):
-    """Another submission of the same inputs is alive."""
-
-
-class OverLimit(Exception):
-    """A submission would bring what was spent since some time above a limit.
-
-    Args:
-        spent: USD until now.
-    """
-
-    def __init__(self, spent: float) -> None:
-        super().__init__(f"{spent:.4f}")
-        self.spent = spent
-
-
 class Row(NamedTuple):
     """One submission. ``files`` are names in the results folder, one a picture, empty until it is there."""
 
@@ -95,6 +77,18 @@ class Row(NamedTuple):
     response: str | None
     files: tuple[str, ...]
     error: str | None
+
+    @property
+    def known_id(self) -> str:
+        """fal's id. Raises ValueError for a row that fal gave none."""
+        if self.request_id is None:
+            raise ValueError(f"a request that is {self.state} has no id")
+        return self.request_id
+
+    @property
+    def answer(self) -> Any:
+        """The JSON of fal's response; None where there is none."""
+        return json.loads(self.response) if self.response else None
 
 
 class Journal:

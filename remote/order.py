@@ -1,4 +1,7 @@
-"""What a run asks for, checked, priced and hashed before anything is sent."""
+"""What a run asks for, checked, priced and hashed before anything is sent.
+
+A request is a pydantic model that is made from `fields.specs`; ranges and options stand there alone.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, create_model
 
 from .errors import NotAccepted
 from .fields import (
@@ -22,15 +26,65 @@ from .fields import (
     MAX_IMAGES,
     MAX_LORAS,
     MAX_SIDE,
+    MIN_SIDE,
     TEXT_ENDPOINT,
+    Spec,
+    specs,
 )
-from .pictures import pixel_digest
-from .request import EditRequest, TextRequest, body, refusal
 
 _ADDRESS = re.compile(r"https?://\S+|data:image/\S+")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 USD_PER_MEGAPIXEL = 0.02  # of input and output; fal resizes every input to one megapixel and charges that
 MEGAPIXEL = 1024 * 1024
+Size = str | tuple[int, int]  # a preset, ``auto``, or (width, height)
+Lora = tuple[Path | str, float]  # a file, or an address or repository that fal fetches; and its scale
+
+_CONFIG = ConfigDict(extra="forbid", frozen=True)
+_Side = Annotated[int, pydantic.Field(ge=MIN_SIDE, le=MAX_SIDE, strict=True)]
+
+
+class ImageSize(BaseModel):
+    """Pixels of the result."""
+
+    model_config = _CONFIG
+
+    width: _Side
+    height: _Side
+
+
+class LoraInput(BaseModel):
+    """One LoRA: an address or a Hugging Face repository, and its scale."""
+
+    model_config = _CONFIG
+
+    path: Annotated[str, pydantic.Field(min_length=1)]
+    scale: Annotated[float, pydantic.Field(allow_inf_nan=False, strict=True)] = 1.0
+
+
+def _typed(spec: Spec) -> Any:
+    """(annotation, default) of a field in a request."""
+    meta, default = spec.metadata, ... if spec.default is None else spec.default
+    if "options" in meta:
+        return Literal[meta["options"]], default
+    if "min" not in meta:
+        return (bool if isinstance(default, bool) else str), pydantic.Field(default, strict=True)
+    limits: dict[str, Any] = {"ge": meta["min"], "le": meta["max"], "strict": True}
+    if isinstance(meta["step"], int):
+        return Annotated[int, pydantic.Field(**limits)], default
+    return Annotated[float, pydantic.Field(**limits, allow_inf_nan=False)], default
+
+
+_fields: dict[str, Any] = {name: _typed(spec) for name, spec in specs().items()}
+_fields["seed"] = (_fields["seed"][0] | None, None)  # the endpoint draws one where it is left out
+_fields["image_size"] = (Literal[tuple(IMAGE_SIZES)] | ImageSize | None, None)
+_more: dict[str, Any] = {
+    "image_urls": (Annotated[list[str], pydantic.Field(min_length=1, max_length=MAX_IMAGES)], ...),
+    "loras": (Annotated[list[LoraInput], pydantic.Field(max_length=MAX_LORAS)], []),
+}
+TextRequest = create_model("TextRequest", __config__=_CONFIG, **_fields)
+TextRequest.__doc__ = "What ``klein/9b/base`` takes. ``image_size`` None is left out: landscape_4_3."
+EditRequest = create_model("EditRequest", __base__=TextRequest, **_more)
+EditRequest.__doc__ = "What ``klein/9b/base/edit/lora`` takes. ``image_size`` None is left out: the input's size."
 
 
 @dataclass(frozen=True)
@@ -41,7 +95,6 @@ class Order:
         endpoint: fal's id of it.
         arguments: the request without pictures and LoRAs.
         pictures: each a picture, or an address that fal fetches.
-        loras: each a file, or an address or repository that fal fetches, with its scale.
         size: (width, height) of the result where it was chosen; None for ``auto``.
         cost_usd: what fal will charge, at most.
         fingerprint: hash of all that decides the result; the same for the same pixels and file contents, however a size
@@ -51,7 +104,7 @@ class Order:
     endpoint: str
     arguments: dict[str, Any]
     pictures: tuple[Image.Image | str, ...]
-    loras: tuple[tuple[Path | str, float], ...]
+    loras: tuple[Lora, ...]
     size: tuple[int, int] | None
     cost_usd: float
     fingerprint: str
@@ -62,18 +115,20 @@ class Order:
         Raises:
             NotAccepted: a value that the endpoint does not take.
         """
-        return _body(self.arguments, image_urls, [*zip(lora_paths, (scale for _, scale in self.loras), strict=True)])
+        scales = (scale for _, scale in self.loras)
+        return _checked(self.arguments, image_urls, list(zip(lora_paths, scales, strict=True)))
 
 
 def make_order(
-    arguments: dict[str, Any],
-    pictures: Sequence[Image.Image | str] = (),
-    loras: Sequence[tuple[Path | str, float]] = (),
+    arguments: dict[str, Any], pictures: Sequence[Image.Image | str] = (), loras: Sequence[Lora] = ()
 ) -> Order:
-    """An `Order` from the endpoint's fields (``image_size`` a preset, ``auto`` or (width, height)).
+    """An `Order` from the endpoint's fields, ``image_size`` among them.
 
     Raises:
         NotAccepted: too many pictures or LoRAs, LoRAs without a picture, a value out of range.
+
+    >>> make_order({"prompt": "a red coat", "image_size": "auto"}, [Image.open("photo.png")]).cost_usd
+    0.04
     """
     if len(pictures) > MAX_IMAGES:
         raise NotAccepted(
@@ -90,34 +145,29 @@ def make_order(
             f"LoRAs are given but no picture: {TEXT_ENDPOINT} makes pictures from a prompt without LoRAs, and "
             f"{EDIT_ENDPOINT} takes LoRAs with one to {MAX_IMAGES} pictures. Connect a picture, or take the LoRAs away."
         )
-    size = arguments["image_size"]
-    given = {**arguments, "image_size": _sent_size(size)}
+    size: Size = arguments["image_size"]
     names = [picture if isinstance(picture, str) else pixel_digest(picture) for picture in pictures]
     weights = [(path if isinstance(path, str) else file_digest(path), scale) for path, scale in loras]
-    checked = _body(given, names, weights)
-    try:
-        json.dumps(checked, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise NotAccepted(
-            "prompt or negative_prompt holds half of a character (a lone surrogate); type it anew."
-        ) from None
+    checked = _checked({**arguments, "image_size": _sent(size)}, names, weights)
+    _check_text(checked)
+    endpoint = EDIT_ENDPOINT if pictures else TEXT_ENDPOINT
     sources = [None if isinstance(picture, str) else picture.size for picture in pictures]
     pixels = checked["num_images"] * most_pixels(size, sources) + len(pictures) * MEGAPIXEL
-    cost = USD_PER_MEGAPIXEL * pixels / MEGAPIXEL
-    endpoint = EDIT_ENDPOINT if pictures else TEXT_ENDPOINT
-    same = {**checked, "sync_mode": False, "image_size": _size_name(size, endpoint)}
-    same = {name: value for name, value in same.items() if value is not None}
-    fingerprint = hashlib.sha256(json.dumps([endpoint, same], sort_keys=True).encode()).hexdigest()
-    chosen = IMAGE_SIZES.get(size) if isinstance(size, str) else size
-    plain = {name: value for name, value in checked.items() if name not in ("image_urls", "loras")}
-    return Order(endpoint, plain, tuple(pictures), tuple(loras), chosen, cost, fingerprint)
+    return Order(
+        endpoint=endpoint,
+        arguments={name: value for name, value in checked.items() if name not in _more},
+        pictures=tuple(pictures),
+        loras=tuple(loras),
+        size=IMAGE_SIZES.get(size) if isinstance(size, str) else size,
+        cost_usd=USD_PER_MEGAPIXEL * pixels / MEGAPIXEL,
+        fingerprint=_fingerprint(endpoint, checked, size),
+    )
 
 
-def most_pixels(image_size: str | tuple[int, int], sources: Sequence[tuple[int, int] | None]) -> int:
+def most_pixels(image_size: Size, sources: Sequence[tuple[int, int] | None]) -> int:
     """Pixels of one result, at most.
 
     Args:
-        image_size: a preset, ``auto``, or (width, height).
         sources: (width, height) of each input, None for one that is only an address.
     """
     if image_size == AUTO and sources:  # the input's size, perhaps as resized to a megapixel: not documented
@@ -128,36 +178,31 @@ def most_pixels(image_size: str | tuple[int, int], sources: Sequence[tuple[int, 
     return width * height
 
 
-def check_cost(cost: float, limit: float) -> None:
-    """Raise `NotAccepted` where the cost is above the limit."""
-    if not cost <= limit + 1e-9:  # so that NaN is no limit that everything passes
-        raise NotAccepted(
-            f"this request costs ${cost:.4f}, more than max_cost_usd {limit:g}; nothing was submitted. Raise "
-            "max_cost_usd, or ask for fewer or smaller pictures."
-        )
-
-
 def parse_image_urls(text: str) -> list[str]:
     """Addresses of pictures, one a line.
 
     Raises:
-        NotAccepted: a line that is none.
+        NotAccepted: a line that is no address.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in lines:
         if not _ADDRESS.fullmatch(line):
-            text = f"image_urls: {line[:80]!r} is no address; give https://... or data:image/..., one a line."
-            raise NotAccepted(text)
+            raise NotAccepted(
+                f"image_urls: {line[:80]!r} is no address; give https://... or data:image/..., one a line."
+            )
     return lines
 
 
-def parse_lora_urls(text: str) -> list[tuple[str, float]]:
+def parse_lora_urls(text: str) -> list[Lora]:
     """(address or repository, scale) from lines ``URL-or-repo scale``; without a scale it is 1.
 
     Raises:
         NotAccepted: a line that is not like that.
+
+    >>> parse_lora_urls("owner/name 0.5")
+    [('owner/name', 0.5)]
     """
-    found = []
+    found: list[Lora] = []
     for line in filter(None, map(str.strip, text.splitlines())):
         path, *rest = line.split()
         if len(rest) > 1 or not (_ADDRESS.fullmatch(path) or _REPOSITORY.fullmatch(path)):
@@ -187,24 +232,57 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _body(arguments: dict[str, Any], image_urls: Sequence[str], loras: Sequence[tuple[str, float]]) -> dict[str, Any]:
+def pixel_digest(picture: Image.Image) -> str:
+    """A hash of size and pixels, the same whatever encoder writes the file."""
+    return hashlib.sha256(repr(picture.size).encode() + picture.convert("RGB").tobytes()).hexdigest()
+
+
+def body(request: BaseModel) -> dict[str, Any]:
+    """The JSON object of a request: what is None is left out."""
+    return request.model_dump(exclude_none=True)
+
+
+def _checked(
+    arguments: dict[str, Any], image_urls: Sequence[str], loras: Sequence[tuple[str, float]]
+) -> dict[str, Any]:
     weights = [{"path": path, "scale": scale} for path, scale in loras]
     try:
         if image_urls:
             return body(EditRequest(**arguments, image_urls=list(image_urls), loras=weights))
         return body(TextRequest(**arguments))
     except pydantic.ValidationError as error:
-        raise NotAccepted(refusal(error)) from None
+        raise NotAccepted(_refusal(error)) from None
 
 
-def _sent_size(size: str | tuple[int, int]) -> Any:
+def _refusal(error: pydantic.ValidationError) -> str:
+    """A sentence for each thing that does not fit, with its field."""
+    found = []
+    for fault in error.errors():
+        name, value = ".".join(map(str, fault["loc"])), repr(fault["input"])
+        found.append(f"{name} is {value if len(value) <= 80 else value[:80] + '...'}: {fault['msg']}")
+    return "; ".join(found) + "."
+
+
+def _check_text(checked: dict[str, Any]) -> None:
+    try:
+        json.dumps(checked, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise NotAccepted(
+            "prompt or negative_prompt holds half of a character (a lone surrogate); type it anew."
+        ) from None
+
+
+def _sent(size: Size) -> Any:
     """``auto`` is the endpoint's own default, so nothing is sent in its place."""
     if size == AUTO:
         return None
     return {"width": size[0], "height": size[1]} if isinstance(size, tuple) else size
 
 
-def _size_name(size: str | tuple[int, int], endpoint: str) -> Any:
-    """One name for one size, as it is sent: a preset's where there is one, None for the endpoint's own default."""
-    name = next((name for name, pixels in IMAGE_SIZES.items() if pixels == size), size)
-    return _sent_size(AUTO if endpoint == TEXT_ENDPOINT and name == DEFAULT_SIZE else name)
+def _fingerprint(endpoint: str, checked: dict[str, Any], size: Size) -> str:
+    """The hash of a request with one name for one size, and without the way in which the pictures come back."""
+    named: Size = next((name for name, pixels in IMAGE_SIZES.items() if pixels == size), size)
+    sent = _sent(AUTO if endpoint == TEXT_ENDPOINT and named == DEFAULT_SIZE else named)
+    same = {**checked, "sync_mode": False, "image_size": sent}
+    same = {name: value for name, value in same.items() if value is not None}
+    return hashlib.sha256(json.dumps([endpoint, same], sort_keys=True).encode()).hexdigest()

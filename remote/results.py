@@ -1,37 +1,92 @@
-"""From a response to pictures: first files in the output folder, then decoded."""
+"""From fal's response to pictures: parsed leniently, saved as files as they came, and only then decoded."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError
 
-from .download import Gone, Interrupted, fetch
-from .errors import RUN_AGAIN, RemoteError, Unobtainable
+from .errors import RUN_AGAIN, Gone, Interrupted, NoPictures, RemoteError, Spoiled, Unobtainable
 from .journal import COMPLETED, SAVED, Row
 from .limits import LOOKS
 from .order import Order
-from .pictures import decode, ending, inline_bytes
-from .response import SAVED_AS, ImageFile, Response, parse_response
-from .session import Session
+from .transfer import Session, fetch
+
+MAX_PIXELS = 4096 * 4096
+ENDINGS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp"}  # by the first bytes, before anything decodes
+SAVED_AS = "saved as "  # stands in the kept response where a picture was inside it
+Model = TypeVar("Model", bound=BaseModel)
 
 
-class Spoiled(RemoteError):
-    """A saved file is no picture.
+class ImageFile(BaseModel):
+    """One picture: a file at ``url`` (perhaps a data URI), or inline ``content``."""
 
-    Args:
-        index: which.
+    model_config = ConfigDict(extra="allow")
+
+    url: str | None = None
+    content: str | None = None
+    content_type: str | None = None
+    file_name: str | None = None
+    file_size: int | None = None
+    width: int | None = None
+    height: int | None = None
+
+    @property
+    def inline(self) -> str | None:
+        """The text that holds the picture itself; None where it has an address."""
+        if self.content and not self.content.startswith(SAVED_AS):
+            return self.content
+        return self.url if self.url and self.url.startswith("data:") else None
+
+
+class Response(BaseModel):
+    """What came back. Unknown fields are kept. ``images`` holds None where an entry is no picture."""
+
+    model_config = ConfigDict(extra="allow")
+
+    images: list[ImageFile | None]
+    timings: dict[str, Any] | None = None
+    seed: int | None = None
+    has_nsfw_concepts: list[bool | None] | StrictBool | None = None
+    prompt: str | None = None
+
+
+def parse_response(data: Any) -> tuple[Response, list[str]]:
+    """The response, and a warning for each picture and field that is missing or unusable (and was left aside).
+
+    Raises:
+        NoPictures: it is no result.
     """
-
-    def __init__(self, text: str, index: int) -> None:
-        super().__init__(text)
-        self.index = index
+    entries = data.get("images") if isinstance(data, dict) else None
+    if not isinstance(entries, list):
+        raise NoPictures("fal's response holds no list of pictures.")
+    images: list[ImageFile | None] = []
+    faults, warnings = [], []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            image, spoiled = _image(entry)
+            warnings += spoiled
+        except RemoteError as error:
+            image = None
+            faults.append(f"picture {number} of fal's response {error}")
+        images.append(image)
+    if not any(images):
+        raise NoPictures(f"fal's response holds no picture{''.join(f'; {fault}' for fault in faults)}.")
+    response, spoiled = _lenient(Response, {**data, "images": images})
+    warnings += spoiled
+    missing = [name for name in ("timings", "seed", "has_nsfw_concepts", "prompt") if getattr(response, name) is None]
+    dropped = {warning.split()[0] for warning in spoiled}
+    missing = [f"{name} is missing in fal's response" for name in missing if name not in dropped]
+    return response, [*faults, *warnings, *missing]
 
 
 @dataclass(frozen=True)
@@ -69,7 +124,7 @@ async def save(session: Session, row: Row) -> Row:
     while True:
         row, faults = await _save_missing(session, row)
         if not faults:
-            return session.journal.update(row, SAVED, response=_without_inline(row.response, row.files))
+            return session.journal.update(row, SAVED, response=_without_inline(row))
         tried += 1
         waiting = time.monotonic() - began < waits.gone or tried < LOOKS
         gone = any(isinstance(fault, Gone) for fault in faults)
@@ -89,7 +144,7 @@ async def save(session: Session, row: Row) -> Row:
 
 async def _save_missing(session: Session, row: Row) -> tuple[Row, list[RemoteError]]:
     """Try once to fetch each picture that is no file yet; the row, and what went wrong."""
-    response, _ = parse_response(json.loads(row.response))
+    response, _ = parse_response(row.answer)
     files = list(row.files or [""] * len(response.images))
     faults = []
     for index, image in enumerate(response.images):
@@ -98,7 +153,7 @@ async def _save_missing(session: Session, row: Row) -> tuple[Row, list[RemoteErr
         session.progress(f"fetching picture {index + 1} of {len(files)}")
         files[index] = ""
         try:
-            files[index] = _write(session.results, row.request_id, index, await _bytes(session, image))
+            files[index] = _write(session.results, row.known_id, index, await _bytes(session, image))
         except RemoteError as error:
             faults.append(error)
         else:
@@ -106,57 +161,20 @@ async def _save_missing(session: Session, row: Row) -> tuple[Row, list[RemoteErr
     return row, faults
 
 
-async def _bytes(session: Session, image: ImageFile) -> bytes:
-    if image.inline is not None:
-        return inline_bytes(image.inline)
-    address = image.url or image.content or ""
-    if address.startswith(SAVED_AS):
-        name = address.removeprefix(SAVED_AS)
-        raise Unobtainable(f"the picture came inside fal's answer, and its file {name} is gone or spoiled.")
-    return await fetch(address, session.api.base, session.api.certificates, session.waits)
-
-
-def _write(folder: Path, request_id: str, index: int, data: bytes) -> str:
-    """Write the bytes as they came; the file's name.
-
-    Raises:
-        RemoteError: the folder cannot be written to.
-    """
-    path = folder / f"{request_id}_{index}.{ending(data)}"
-    part = path.with_name(path.name + ".part")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise RemoteError(f"{path} cannot be written ({error.strerror}).") from None
-    return path.name
-
-
-def _without_inline(response: str, files: Sequence[str]) -> str:
-    """The response's JSON with the name of its file in place of each picture that was inside it."""
-    data = json.loads(response)
-    for image, name in zip(data["images"], files, strict=True):
-        if not name:
-            continue
-        if str(image.get("url") or "").startswith("data:"):
-            image["url"] = SAVED_AS + name
-        if image.get("content"):
-            image["content"] = SAVED_AS + name
-    return json.dumps(data)
-
-
-def collect(row: Row, folder: Path, order: Order | None, cost_usd: float, refuse_flagged: bool) -> Collected | None:
+def collect(
+    row: Row, *, folder: Path, order: Order | None, cost_usd: float, refuse_flagged: bool
+) -> Collected | None:
     """The pictures of a saved request; None where a file is gone.
+
+    Args:
+        folder: the results folder.
+        order: what was asked for; None where that is not known.
 
     Raises:
         Spoiled: a file is no picture.
         RemoteError: the safety checker flagged a picture, and that is to be an error.
     """
-    response, warnings = parse_response(json.loads(row.response))
+    response, warnings = parse_response(row.answer)
     found = [
         (index, image, folder / name)
         for index, (image, name) in enumerate(zip(response.images, row.files, strict=True))
@@ -180,7 +198,115 @@ def collect(row: Row, folder: Path, order: Order | None, cost_usd: float, refuse
     if order is not None:
         seed = order.arguments.get("seed") if seed is None else seed
         warnings += _unlike(order, images)
-    return Collected(images, seed, row.request_id, cost_usd, row.response, files, warnings)
+    return Collected(
+        images=images,
+        seed=seed,
+        request_id=row.known_id,
+        cost_usd=cost_usd,
+        response=json.dumps(row.answer),
+        files=files,
+        warnings=warnings,
+    )
+
+
+def decode(data: bytes) -> Image.Image:
+    """RGB.
+
+    Raises:
+        RemoteError: no whole PNG, JPEG or WebP, or more than 4096 x 4096 pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise RemoteError(f"it is {picture.width}x{picture.height}, more than {MAX_PIXELS} pixels.")
+            return picture.convert("RGB")
+    except UnidentifiedImageError:
+        raise RemoteError("it is no PNG, JPEG or WebP.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RemoteError(f"it cannot be decoded ({error}).") from None
+
+
+def _image(entry: Any) -> tuple[ImageFile, list[str]]:
+    """Raises RemoteError with what is wrong with an entry that is no picture."""
+    if not isinstance(entry, dict):
+        raise RemoteError(f"is {'null' if entry is None else type(entry).__name__}")
+    image, warnings = _lenient(ImageFile, entry)
+    if image.inline is not None:
+        _inline_bytes(image.inline)
+    elif not (image.url or image.content):
+        raise RemoteError("names no address")
+    return image, warnings
+
+
+def _lenient(model: type[Model], data: dict[str, Any]) -> tuple[Model, list[str]]:
+    """The model of the fields that fit, and a warning for each that does not."""
+    try:
+        return model.model_validate(data), []
+    except ValidationError as error:
+        spoiled = sorted({str(fault["loc"][0]) for fault in error.errors()})
+        kept = {name: value for name, value in data.items() if name not in spoiled}
+        return model.model_validate(kept), [f"{name} in fal's response is unusable" for name in spoiled]
+
+
+def _inline_bytes(text: str) -> bytes:
+    """The bytes of a ``data:`` URI, or of bare base64.
+
+    Raises:
+        RemoteError: it is neither.
+    """
+    try:
+        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except ValueError as error:  # binascii.Error is one
+        raise RemoteError(f"is no base64 ({error})") from None
+
+
+def _ending(data: bytes) -> str:
+    """What to call a file of these bytes; ``bin`` where they are no known picture."""
+    return next((name for start, name in ENDINGS.items() if data.startswith(start)), "bin")
+
+
+async def _bytes(session: Session, image: ImageFile) -> bytes:
+    if image.inline is not None:
+        return _inline_bytes(image.inline)
+    address = image.url or image.content or ""
+    if address.startswith(SAVED_AS):
+        name = address.removeprefix(SAVED_AS)
+        raise Unobtainable(f"the picture came inside fal's answer, and its file {name} is gone or spoiled.")
+    queue = session.queue
+    return await fetch(address, trusted=queue.base, certificates=queue.certificates, waits=session.waits)
+
+
+def _write(folder: Path, request_id: str, index: int, data: bytes) -> str:
+    """Write the bytes as they came; the file's name.
+
+    Raises:
+        RemoteError: the folder cannot be written to.
+    """
+    path = folder / f"{request_id}_{index}.{_ending(data)}"
+    part = path.with_name(path.name + ".part")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise RemoteError(f"{path} cannot be written ({error.strerror}).") from None
+    return path.name
+
+
+def _without_inline(row: Row) -> str:
+    """The response's JSON with the name of its file in place of each picture that was inside it."""
+    data = row.answer
+    for image, name in zip(data["images"], row.files, strict=True):
+        if not name:
+            continue
+        if str(image.get("url") or "").startswith("data:"):
+            image["url"] = SAVED_AS + name
+        if image.get("content"):
+            image["content"] = SAVED_AS + name
+    return json.dumps(data)
 
 
 def _check_flags(response: Response, folder: Path) -> None:

@@ -12,8 +12,7 @@ from klein_cns.remote.journal import NAME as JOURNAL
 from klein_cns.remote.limits import Waits
 from klein_cns.remote.order import Order, make_order
 from klein_cns.remote.results import Collected
-from klein_cns.remote.run import run
-from klein_cns.remote.session import Options
+from klein_cns.remote.run import Recovery, Submission, run
 from klein_cns.sampler import CNSParams
 from PIL import Image
 
@@ -41,9 +40,16 @@ class Machine:
         self, ordered: Order | None = None, check: Callable[[], None] = lambda: None, waits: Waits = QUICK,
         **options: Any,
     ) -> Collected:
-        wanted = order() if ordered is None and "recover_request_id" not in options else ordered
+        """``options`` by the names of the node's inputs."""
+        refuse_flagged = options.pop("on_flagged", "error") == "error"
+        request_id = options.pop("recover_request_id", None)
+        if request_id is None:
+            task: Any = Submission(order=ordered or order(), **options)
+        else:
+            task = Recovery(request_id=request_id, order=ordered)
         return run(
-            wanted, Options(**options), KEY, self.address, self.folder, self.results, check, self.said.append, waits
+            task, key=KEY, address=self.address, folder=self.folder, results=self.results, check=check,
+            progress=self.said.append, refuse_flagged=refuse_flagged, waits=waits,
         )
 
     def rows(self) -> list[sqlite3.Row]:

@@ -16,8 +16,8 @@ import pytest
 from fal_runs import QUICK, Machine, order
 from fal_server import FalServer, answer, drop, stall
 from klein_cns.remote import journal as journals
-from klein_cns.remote.errors import RemoteError
-from klein_cns.remote.journal import Journal, JournalError, OverLimit, Taken, as_text, overview
+from klein_cns.remote.errors import JournalError, OverLimit, RemoteError, Taken
+from klein_cns.remote.journal import Journal, as_text, overview
 
 NAME = journals.NAME
 NOW = datetime(2026, 3, 5, 14, 0, tzinfo=timezone(timedelta(hours=2)))

@@ -15,10 +15,10 @@ import pytest
 import trustme
 from fal_runs import PROMPT, QUICK, Machine, order
 from fal_server import KEY, FalServer, answer
-from klein_cns.remote import download
-from klein_cns.remote.client import connection_fault, trusted_certificates
+from klein_cns.remote import transfer
 from klein_cns.remote.errors import RemoteError
 from klein_cns.remote.key import Secrets
+from klein_cns.remote.queue import connection_fault, trusted_certificates
 
 IDENTITY, SECRET = KEY.split(":")
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -125,10 +125,10 @@ def test_the_address_that_was_checked_is_the_one_connected_to(monkeypatch):
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1" if len(asked) == 1 else "10.0.0.1", port))]
 
         monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
-        monkeypatch.setattr(download, "_is_public", lambda address: str(address) == "127.0.0.1")
+        monkeypatch.setattr(transfer, "_is_public", lambda address: str(address) == "127.0.0.1")
         with pytest.raises(RemoteError):
             url = f"https://v3.fal.media:{port}/x.png"
-            await download.fetch(url, "https://queue.fal.run", trusted_certificates(), QUICK)
+            await transfer.fetch(url, trusted="https://queue.fal.run", certificates=trusted_certificates(), waits=QUICK)
 
     asyncio.run(main())
     listening.close()
@@ -141,7 +141,7 @@ def test_a_file_comes_over_tls_under_its_own_name(monkeypatch, tmp_path):
     ca = trustme.CA()
     ca.cert_pem.write_to_path(tmp_path / "ca.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    monkeypatch.setattr(download, "_is_public", lambda address: True)
+    monkeypatch.setattr(transfer, "_is_public", lambda address: True)
 
     def fetched(certified):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -155,7 +155,8 @@ def test_a_file_comes_over_tls_under_its_own_name(monkeypatch, tmp_path):
                 return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
             monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-            return await download.fetch(url, "https://queue.fal.run", trusted_certificates(), QUICK)
+            certificates = trusted_certificates()
+            return await transfer.fetch(url, trusted="https://queue.fal.run", certificates=certificates, waits=QUICK)
 
         try:
             return asyncio.run(main()), server
@@ -173,9 +174,9 @@ def test_a_proxy_gets_the_name_and_an_excepted_host_none(monkeypatch):
     import httpx
 
     monkeypatch.setenv("HTTPS_PROXY", "127.0.0.1:3128")
-    assert download._proxy(httpx.URL("https://v3.fal.media/x")) == "http://127.0.0.1:3128"
+    assert transfer._proxy(httpx.URL("https://v3.fal.media/x")) == "http://127.0.0.1:3128"
     monkeypatch.setenv("NO_PROXY", "fal.media")
-    assert download._proxy(httpx.URL("https://v3.fal.media/x")) is None
+    assert transfer._proxy(httpx.URL("https://v3.fal.media/x")) is None
 
 
 def echoes():

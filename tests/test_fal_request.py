@@ -6,23 +6,29 @@ import itertools
 import os
 import re
 import time
-from dataclasses import replace
 
 import pytest
 from endpoint import BOTH, EDIT_ALONE, PRESETS, REQUIRED, complete_request
-from fal_runs import QUICK, Machine, order
+from fal_runs import Machine, order
 from fal_server import KEY, FalServer, answer, drop, png
 from klein_cns.klein import sizes
 from klein_cns.remote import fields as fal_fields
 from klein_cns.remote.errors import RemoteError
-from klein_cns.remote.interrupt import run_interruptibly
 from klein_cns.remote.key import read_key
 from klein_cns.remote.limits import within
-from klein_cns.remote.order import make_order, parse_image_urls, parse_lora_urls
-from klein_cns.remote.pictures import decode, encode_png, pixel_digest
-from klein_cns.remote.request import EditRequest, TextRequest, body
-from klein_cns.remote.response import parse_response
+from klein_cns.remote.order import (
+    EditRequest,
+    TextRequest,
+    body,
+    make_order,
+    parse_image_urls,
+    parse_lora_urls,
+    pixel_digest,
+)
+from klein_cns.remote.results import decode, parse_response
 from klein_cns.remote.route import choose
+from klein_cns.remote.run import run_interruptibly
+from klein_cns.remote.transfer import encode_png
 from PIL import Image
 
 GIB = 2**30
@@ -229,7 +235,7 @@ def test_an_upload_that_expired_is_made_again(fal, tmp_path):
 
 
 def test_a_large_picture_is_uploaded_and_a_small_one_travels_inside(fal, tmp_path, monkeypatch):
-    monkeypatch.setattr("klein_cns.remote.uploads.MAX_INLINE", 100)
+    monkeypatch.setattr("klein_cns.remote.transfer.MAX_INLINE", 100)
     machine = Machine(tmp_path, fal)
     machine.run(order())
     [request] = fal.requests.values()
@@ -330,7 +336,7 @@ def test_a_file_is_fetched_from_public_hosts_alone(monkeypatch, host, resolved, 
     """198.18.0.0/15 stands for every name behind a proxy with "fake-ip" DNS; as an address it is private."""
     import asyncio
 
-    from klein_cns.remote.download import _check_public
+    from klein_cns.remote.transfer import _check_public
 
     async def check():
         async def getaddrinfo(*_, **__):
@@ -370,11 +376,11 @@ def test_the_address_is_all_that_tests_change(fal, tmp_path):
     import asyncio
 
     import fal_client
-    from klein_cns.remote.client import Api
+    from klein_cns.remote.queue import Queue
 
     async def url(address):
-        async with Api(KEY, address, replace(QUICK)) as api:
-            return api._request("some-id"), await fal_client.AsyncClient(key=KEY).get_handle(
+        async with Queue(KEY, address=address) as queue:
+            return queue._request("some-id"), await fal_client.AsyncClient(key=KEY).get_handle(
                 fal_fields.EDIT_ENDPOINT, "some-id"
             )
 

@@ -172,7 +172,7 @@ def test_every_input_has_a_tooltip_and_the_endpoints_name(host):
         info = host.get(f"/object_info/{name}")[name]
         inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
         assert not [key for key, spec in inputs.items() if not (len(spec) > 1 and spec[1].get("tooltip"))]
-    from klein_cns.remote.request import EditRequest
+    from klein_cns.remote.order import EditRequest
 
     own = host.get("/object_info/KleinFalEdit")["KleinFalEdit"]["input"]
     assert set(EditRequest.model_fields) - {"loras"} <= set(own["required"]) | set(own["optional"])
@@ -180,7 +180,7 @@ def test_every_input_has_a_tooltip_and_the_endpoints_name(host):
 
 def test_klein_on_fal_has_the_endpoints_controls_alone(host):
     """No local solver, formula or gamma, not even as an option; and the seed stays as it is after a run."""
-    from klein_cns.remote.request import EditRequest
+    from klein_cns.remote.order import EditRequest
 
     own = host.get("/object_info/KleinFalEdit")["KleinFalEdit"]["input"]
     inputs = {**own["required"], **own["optional"]}
@@ -273,7 +273,7 @@ def test_sentences(keyed, fal):
         ({"lora_urls": "owner/name 0.5", "images.image_0": None}, "LoRAs are given but no picture"),
         ({"enable_cns": True, "cns_gamma_source": "reference"}, "cns_gamma_source: 'reference' not in"),
         ({"enable_cns": True, "cns_formula": "authors"}, "cns_formula='authors' runs only locally"),  # of an API prompt
-        ({"enable_cns": True, "cns_formula": "authors"}, "cns_formula='authors' runs only locally"),
+        ({"solver": "sde_2m"}, "solver='sde_2m' runs only locally"),
         ({"enable_cns": False, "cns_churn": 1.0}, "unknown CNS parameter cns_churn"),
         ({"max_usd_a_day": 0.03}, "spent today: together more than max_usd_a_day 0.03; nothing was submitted"),
         ({"image_urls": "http://a/1.png\nhttp://a/2.png\nhttp://a/3.png\nhttp://a/4.png"}, "5 pictures are given"),

@@ -1,20 +1,35 @@
-"""Fetching a result file: without the key, within a size, and never from inside the user's own network."""
+"""Files to fal and from fal.
+
+A small picture travels inside the request; the rest is put on fal's file servers. Results are fetched without the key,
+within a size, and never from inside the user's own network.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import io
 import ipaddress
 import socket
 import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
+from PIL import Image
 
 from . import limits
-from .client import connection_fault, open_http
-from .errors import RemoteError
-from .limits import Waits, within
+from .errors import Gone, Interrupted, NotAccepted, RemoteError
+from .journal import Journal
+from .limits import Waits, parse_json, within
+from .order import Order, file_digest
+from .queue import Answer, Queue, connection_fault, open_http
 
+MAX_INLINE = 4 * 2**20  # bytes of a PNG; a larger one is uploaded
 MAX_REDIRECTS = 5
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 FAKE = ipaddress.ip_network("198.18.0.0/15")  # what the DNS of some local proxies answers for every name (RFC 2544)
@@ -30,15 +45,102 @@ PRIVATE = [  # which Python takes for public, some only before 3.13
 ]
 
 
-class Interrupted(RemoteError):
-    """The file did not arrive whole; trying again makes sense."""
+
+@dataclass(frozen=True)
+class Session:
+    """What every step of a run needs at hand.
+
+    Args:
+        results: the folder for pictures.
+        progress: called with a line to show.
+    """
+
+    journal: Journal
+    queue: Queue
+    waits: Waits
+    results: Path
+    progress: Callable[[str], None]
 
 
-class Gone(RemoteError):
-    """The file's server says that there is no such file, or that it may not be read; that may be so for now only."""
+async def addresses(session: Session, order: Order) -> tuple[list[str], list[str]]:
+    """An address for each picture and each LoRA; a LoRA file or a large picture is uploaded, once for its content.
+
+    Raises:
+        NotAccepted: something could not be read or uploaded.
+    """
+    pictures = [await _picture_address(session, picture) for picture in order.pictures]
+    loras = [path if isinstance(path, str) else await _uploaded(session, path) for path, _ in order.loras]
+    return pictures, loras
 
 
-async def fetch(url: str, trusted: str, certificates: ssl.SSLContext, waits: Waits) -> bytes:
+def encode_png(picture: Image.Image) -> bytes:
+    """The picture as PNG: lossless, so fal edits the same pixels as the local nodes."""
+    data = io.BytesIO()
+    picture.convert("RGB").save(data, "PNG")
+    return data.getvalue()
+
+
+async def _picture_address(session: Session, picture: Image.Image | str) -> str:
+    if isinstance(picture, str):
+        return picture
+    png = encode_png(picture)
+    if len(png) > MAX_INLINE:
+        return await _uploaded(session, png)
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+async def _uploaded(session: Session, source: bytes | Path) -> str:
+    digest = file_digest(source) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
+    known = session.journal.uploaded(digest)
+    if known and await _is_there(session, known):
+        return known
+    name = source.name if isinstance(source, Path) else "a picture"
+    session.progress(f"uploading {name} to fal")
+    url = await _upload(session.queue, source, name)
+    if not (isinstance(url, str) and url.startswith(("https://", "http://"))):
+        raise NotAccepted("fal's file server names no address for an upload. Nothing was submitted.")
+    session.journal.keep_upload(digest, url)
+    return url
+
+
+async def _upload(queue: Queue, source: bytes | Path, name: str) -> Any:
+    """Put a file, or a PNG, on the file servers; its address, which anyone who knows it can read.
+
+    Raises:
+        NotAccepted: it could not be.
+    """
+    import fal_client.client
+
+    if queue.address:
+        fal_client.client.REST_URL = fal_client.client.CDN_URL = queue.base
+    client = fal_client.AsyncClient(key=queue.key)
+    try:  # without a fallback, which sends the key along to the storage host
+        if isinstance(source, Path):
+            return await client.upload_file(source, fallback_repository=[])
+        return await client.upload(source, "image/png", "picture.png", fallback_repository=[])
+    except (
+        httpx.HTTPError, httpx.InvalidURL, fal_client.client.FalClientError, OSError, ValueError, KeyError, TypeError
+    ) as error:
+        response = getattr(error, "response", None)
+        if response is not None:
+            reason = queue.explain(Answer(response.status_code, response.headers, parse_json(response.content)))
+        elif isinstance(error, httpx.TransportError):
+            reason = connection_fault(error, "fal's file server")[0]
+        else:
+            reason = f"{type(error).__name__}."
+        raise NotAccepted(f"{name} could not be uploaded to fal: {reason} Nothing was submitted.") from None
+
+
+async def _is_there(session: Session, url: str) -> bool:
+    """Whether an uploaded file can still be read; what cannot be told counts as yes."""
+    try:
+        async with open_http(session.queue.certificates, timeout=session.waits.connect) as http:
+            return (await http.head(url)).status_code not in (403, 404, 410)
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return True
+
+
+async def fetch(url: str, *, trusted: str, certificates: ssl.SSLContext, waits: Waits) -> bytes:
     """The bytes of a file.
 
     Args:
@@ -49,6 +151,8 @@ async def fetch(url: str, trusted: str, certificates: ssl.SSLContext, waits: Wai
     Raises:
         Gone, Interrupted: trying again makes sense.
         RemoteError: it is too large, or the address leads somewhere private.
+
+    >>> await fetch(image.url, trusted=queue.base, certificates=queue.certificates, waits=Waits())
     """
     try:
         return await within(waits.transfer, _follow(url, trusted, certificates, waits))
@@ -123,7 +227,7 @@ async def _check_public(url: str, trusted: str) -> list[Address] | None:
     try:
         target, api = httpx.URL(url), httpx.URL(trusted)
     except httpx.InvalidURL:
-        raise RemoteError("fal's response holds an address that is none.") from None
+        raise RemoteError("fal's response holds an address that cannot be read.") from None
     if (target.scheme, target.host, target.port) == (api.scheme, api.host, api.port):
         return None
     if target.scheme != "https" or not target.host:
@@ -133,7 +237,7 @@ async def _check_public(url: str, trusted: str) -> list[Address] | None:
     except (socket.gaierror, UnicodeError):
         return []  # a proxy may know the name; without one nothing is connected to
     named = target.host.rpartition(".")[2][:1].isalpha()
-    addresses = [ipaddress.ip_address(host.partition("%")[0]) for *_, (host, *_) in found]
+    addresses = [ipaddress.ip_address(str(host).partition("%")[0]) for *_, (host, *_) in found]
     for address in addresses:
         if not (_is_public(address) or (named and address in FAKE)):
             raise RemoteError(

@@ -7,7 +7,6 @@ lost; its handles ask on and on without a limit; and its client sends the key to
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 import ssl
@@ -34,25 +33,17 @@ from .errors import (
     explain,
 )
 from .fields import EDIT_ENDPOINT
-from .interrupt import THREAD
 from .key import Secrets
 from .limits import Waits, parse_json, within
 
 ADDRESS = "KLEIN_CNS_FAL_URL"  # environment variable: another address in place of fal's hosts, for tests
-QUEUE = "https://queue.fal.run"
+ADDRESS_OF_FAL = "https://queue.fal.run"
 APP = "/".join(EDIT_ENDPOINT.split("/")[:2])  # both endpoints are one app, and its requests lie under it
 PLAIN = (("http", "127.0.0.1"), ("http", "localhost"), ("http", "::1"))  # this machine
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 QUEUED, RUNNING, DONE = "IN_QUEUE", "IN_PROGRESS", "COMPLETED"
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
-
-
-def _not_ours(record: logging.LogRecord) -> bool:
-    return not record.threadName.startswith(THREAD)
-
-
-logging.getLogger("httpx").addFilter(_not_ours)  # it would log every poll
 
 
 @dataclass(frozen=True)
@@ -82,20 +73,25 @@ class Status:
     kind: str | None = None
 
 
-class Api:
+class Queue:
     """fal's queue for one run; lives in one event loop.
 
     Args:
         key: sent to the API's own host alone.
-        address: another address in place of ``QUEUE`` (http on loopback for tests).
+        address: another address in place of fal's (http on loopback for tests).
         hide: texts that no message may repeat, the prompt for one.
 
     Raises:
         NotAccepted: the address, or the environment's settings of the network, cannot be used.
+
+    >>> async with Queue(key) as queue:
+    ...     await queue.status(request_id)
     """
 
-    def __init__(self, key: str, address: str | None, waits: Waits, hide: Sequence[str] = ()) -> None:
-        self.base = (address or QUEUE).rstrip("/")
+    def __init__(
+        self, key: str, *, address: str | None = None, waits: Waits = Waits(), hide: Sequence[str] = ()  # noqa: B008
+    ) -> None:
+        self.base = (address or ADDRESS_OF_FAL).rstrip("/")
         try:
             url = httpx.URL(self.base)
         except httpx.InvalidURL:
@@ -111,7 +107,7 @@ class Api:
             timeout=httpx.Timeout(waits.answer, connect=waits.connect),
         )
 
-    async def __aenter__(self) -> Api:
+    async def __aenter__(self) -> Queue:
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import time
+from contextlib import suppress
 
-from .client import DONE, QUEUED, RUNNING, Status
-from .errors import RESUBMIT, RUN_AGAIN, Cancelled, Failed, NoAnswer, Refused, RemoteError, Unobtainable
-from .journal import CANCELLED, CANCELLING, COMPLETED, FAILED, LOST, SUBMITTED, JournalError, Row
+from .errors import (
+    RESUBMIT,
+    RUN_AGAIN,
+    Cancelled,
+    Failed,
+    JournalError,
+    NoAnswer,
+    Refused,
+    RemoteError,
+    Unobtainable,
+)
+from .journal import CANCELLED, CANCELLING, COMPLETED, FAILED, LOST, SUBMITTED, Row
 from .limits import FAILED_LOOKS, LOOKS, within
-from .response import parse_response
-from .results import save
-from .session import Session
+from .queue import DONE, QUEUED, RUNNING, Status
+from .results import parse_response, save
+from .transfer import Session
 
 MAX_LINE = 200  # letters of fal's logs
 
@@ -30,16 +39,16 @@ async def wait(session: Session, row: Row) -> Row:
         Unobtainable: fal does not know it, or does not give the result.
         RemoteError: it takes too long, or the key is refused (the row stays as it is).
     """
-    api, journal, request_id = session.api, session.journal, str(row.request_id)
+    queue, journal, request_id = session.queue, session.journal, row.known_id
     watch = Watch(request_id, session)
     while True:
         try:
-            status = await api.status(request_id)
+            status = await queue.status(request_id)
             if status.state == DONE:
                 watch.done = True
-                response = await api.result(request_id, status)
+                response = await queue.result(request_id, status)
                 parse_response(response)
-                return journal.update(row, COMPLETED, response=api.secrets.hide_key(json.dumps(response)))
+                return journal.update(row, COMPLETED, response=queue.secrets.hide_key(json.dumps(response)))
             watch.goes_on(status)
         except Failed as error:
             if watch.believes(error, 1 if error.certain else FAILED_LOOKS):
@@ -69,10 +78,10 @@ async def cancel(session: Session, row: Row | None) -> None:
     if row is None or row.state not in (SUBMITTED, CANCELLING):
         return
     try:
-        row = await within(session.waits.grace, _cancel(session, row))
+        row = await within(session.waits.grace, _ask_andwait(session, row))
         said = f"{row.state} at fal"
         if row.state == COMPLETED:
-            with contextlib.suppress(RemoteError, JournalError, asyncio.TimeoutError):  # the next run fetches it
+            with suppress(RemoteError, JournalError, asyncio.TimeoutError):  # the next run fetches it
                 await within(session.waits.grace, save(session, row))
             said = (
                 "fal had completed the request; its result is kept, and running again with the same inputs and the "
@@ -91,11 +100,11 @@ async def cancel(session: Session, row: Row | None) -> None:
     session.progress(said)
 
 
-async def _cancel(session: Session, row: Row) -> Row:
-    with contextlib.suppress(JournalError):  # a full disk must not keep fal from being asked
+async def _ask_andwait(session: Session, row: Row) -> Row:
+    with suppress(JournalError):  # a full disk must not keep fal from being asked
         row = session.journal.update(row, CANCELLING)
     try:
-        if not await _ask(session, str(row.request_id)):
+        if not await _ask(session, row.known_id):
             row = session.journal.update(row, SUBMITTED)  # it was completed already
     except RemoteError:
         session.journal.update(row, SUBMITTED)
@@ -106,7 +115,7 @@ async def _cancel(session: Session, row: Row) -> Row:
 async def _ask(session: Session, request_id: str) -> bool:
     for left in reversed(range(LOOKS)):
         try:
-            return await session.api.cancel(request_id)
+            return await session.queue.cancel(request_id)
         except Unobtainable:
             if not left:
                 raise
@@ -118,7 +127,7 @@ class Watch:
     """Shows how a request is getting on, and says when it has taken too long. Nothing is cancelled for that."""
 
     def __init__(self, request_id: str, session: Session) -> None:
-        self._id, self._hide = request_id, session.api.hide
+        self._id, self._hide = request_id, session.queue.hide
         self._waits, self._progress = session.waits, session.progress
         self._began = self._heard = time.monotonic()
         self._running: float | None = None
