@@ -114,7 +114,7 @@ def encode_picture(vae: Any, pixels: Tensor) -> Tensor:
     digest = hashlib.blake2b(pixels.cpu().contiguous().numpy().tobytes()).digest()
     key = (vae.patcher.patches_uuid, tuple(pixels.shape), digest)
     latent = _cached(vae, key, lambda: vae.encode(pixels.movedim(1, -1)))
-    check_latent("what vae encodes to", latent)
+    check_latent("the latent that vae encodes to", latent)
     return latent
 
 
@@ -141,7 +141,7 @@ def masked_latent(
         ValueError: no picture, another size than the picture's own, or a mask that is empty or of another size.
     """
     if not pictures:
-        raise ValueError("a mask is connected but no picture; connect the picture that it belongs to first.")
+        raise ValueError("a mask is connected but no picture; connect the picture that it was painted on.")
     if image_size != AUTO:
         raise ValueError(f"a mask edits the first picture in place, so image_size must be {AUTO}, not {image_size}.")
     picture = pictures[0]

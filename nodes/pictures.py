@@ -88,7 +88,7 @@ def check_latent(name: str, samples: Tensor) -> None:
     if samples.shape[1] != FLUX2_CHANNELS:
         raise ValueError(
             f"{name} has {samples.shape[1]} channels, FLUX.2's have {FLUX2_CHANNELS}; it comes from another model or "
-            "VAE. Load FLUX.2's with Klein 9B Base Loader."
+            "VAE. Use the model and the VAE that Klein 9B Base Loader loads."
         )
 
 

@@ -52,6 +52,10 @@ class Page:
         """Click the first thing with exactly this text."""
         self._do("click", text=text)
 
+    def scroll(self, selector: str, pixels: int) -> None:
+        """Click an element, and turn the mouse's wheel over it."""
+        self._do("scroll", selector=selector, pixels=pixels)
+
     def reload(self) -> None:
         """Load the page again; what only it knew is gone."""
         self._do("reload")

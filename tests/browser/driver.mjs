@@ -12,6 +12,10 @@ const commands = {
   load: ({ workflow, name }) => load(page, workflow, name),
   run: () => run(page),
   click: ({ text }) => page.getByText(text, { exact: true }).first().click({ timeout: 10_000 }),
+  scroll: async ({ selector, pixels }) => {
+    await page.locator(selector).click({ timeout: 10_000 });
+    await page.mouse.wheel(0, pixels);
+  },
   reload: () => page.reload().then(() => ready(page)),
   screenshot: ({ path }) => page.screenshot({ path }),
   elsewhere: () => elsewhere,

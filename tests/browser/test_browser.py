@@ -115,6 +115,11 @@ def test_the_box_is_as_tall_as_its_text_and_scrolls_where_that_is_too_much(serve
         )
         assert box[0] == text
         assert (box[1] > box[2] + 2) == scrolls and box[2] > 3 * 14, box
+    view = page("() => [window.app.canvas.ds.scale, ...window.app.canvas.ds.offset]")
+    page.scroll(".klein-said", 300)
+    page("() => new Promise((resolve) => setTimeout(resolve, 500))")
+    assert page("() => document.querySelector('.klein-said').scrollTop") == 300
+    assert page("() => [window.app.canvas.ds.scale, ...window.app.canvas.ds.offset]") == view
 
 
 def test_picture_sockets_keep_their_numbers(server, open_page, photo):
