@@ -16,6 +16,7 @@ from typing import Any
 from websockets.sync.client import connect
 
 ROOT = Path(__file__).resolve().parents[1]
+START = 300  # seconds that a ComfyUI may take until it answers; on a busy machine it needs minutes
 FLAGS = ("--cpu", "--fp32-unet", "--fp32-vae", "--fp32-text-enc", "--preview-method", "latent2rgb")
 
 
@@ -74,7 +75,8 @@ class Server:
              "--database-url", "sqlite:///:memory:", *FLAGS],
             stdout=self.log.open("w"), stderr=subprocess.STDOUT, env=environment, cwd=folder,
         )
-        for _ in range(240):
+        end = time.monotonic() + START
+        while time.monotonic() < end:
             if self._process.poll() is not None:
                 raise RuntimeError(f"ComfyUI ended while starting:\n{self.log.read_text()[-4000:]}")
             try:
@@ -82,7 +84,8 @@ class Server:
                 return
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.5)
-        raise RuntimeError(f"ComfyUI did not answer within two minutes:\n{self.log.read_text()[-4000:]}")
+        self.stop()
+        raise RuntimeError(f"ComfyUI did not answer within {START} s:\n{self.log.read_text()[-4000:]}")
 
     def stop(self) -> None:
         """End the process that this object started."""

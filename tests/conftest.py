@@ -14,6 +14,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the parallel processes share the cores; threads besides would wait for each other
+
+
 def pytest_collection_modifyitems(items):
     """Run what shares a ComfyUI server in one of the parallel processes."""
     for item in items:
