@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..weights.architecture import KLEIN_9B
 from ..weights.components import WANTED, check_pair, check_text_encoder, check_transformer, check_vae
 from . import model_files
-from .cns_inputs import CATEGORY
+from .common import CATEGORY
 from .messages import SAYS, said
 
 DEVICES = ["default", "cpu"]

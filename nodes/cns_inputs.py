@@ -13,13 +13,11 @@ from ..sampler.gamma_fits import FITS
 from ..sampler.params import LOCAL_NAMES, SWITCH, CNSParams, public_name
 from ..sampler.progress import ProgressMatrix, shipped_progress
 from ..sampler.solvers import DEFAULT_SOLVER, SOLVER_HELP, SOLVERS
-from .common import is_inside
+from .common import FLUX2_CHANNELS, is_inside
 
-CATEGORY = "klein"
 GAMMA_FOLDER = "cns_gamma"
 GAMMA_FILE = "cns_gamma_file"
 GAMMA_ENDINGS = {".safetensors", ".pt"}
-FLUX2_CHANNELS = 128
 
 
 def add_gamma_folder() -> None:

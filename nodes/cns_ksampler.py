@@ -15,8 +15,9 @@ from comfy_extras.nodes_flux import get_schedule
 from ..klein.schedules import SCHEDULES, log_snr_sigmas
 from ..sampler import CNSParams, ProgressMatrix, reference_progress
 from ..sampler.params import checked_number
-from .cns_inputs import CATEGORY, cns_inputs, gamma_stamp, load_progress, patch_size, solver_input
+from .cns_inputs import cns_inputs, gamma_stamp, load_progress, patch_size, solver_input
 from .cns_sampler import sample
+from .common import CATEGORY
 from .messages import SAYS, said
 
 EMPTY_RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # what ComfyUI's empty latents carry
@@ -110,7 +111,8 @@ class CNSKSampler(io.ComfyNode):
         noise = comfy.sample.prepare_noise(samples, seed, batch_index)
         told: list[str] = []
         options = {
-            "params": params, "solver": solver, "progress": progress, "batch_index": batch_index, "tell": told.append,
+            "params": params, "solver": solver, "progress": progress, "batch_index": batch_index,
+            "tell": told.extend,
         }
         x0: dict[str, torch.Tensor] = {}
         result = comfy.sample.sample_custom(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,14 +16,14 @@ from ..sampler import CNSParams, ProgressMatrix, sample_cns
 from ..sampler.advice import advice
 from ..sampler.params import SWITCH
 from .cns_inputs import (
-    CATEGORY,
     cns_inputs,
     gamma_stamp,
     load_progress,
     patch_size,
     solver_input,
 )
-from .messages import show
+from .common import CATEGORY
+from .messages import say
 
 LOWER = "lower the size or the number of the pictures to make, or give fewer or smaller reference pictures"
 
@@ -73,7 +73,7 @@ class CNSSampler(io.ComfyNode):
             "solver": solver,
             "progress": load_progress(params, cns_gamma_file),
             "seed": None if cns_seed < 0 else cns_seed,
-            "tell": partial(show, cls.hidden.unique_id),
+            "tell": partial(say, cls.hidden.unique_id),
         }
         return io.NodeOutput(comfy.samplers.KSAMPLER(sample, options))
 
@@ -89,23 +89,21 @@ def sample(
     params: CNSParams,
     solver: str,
     progress: ProgressMatrix | None,
-    tell: Callable[[str], None],
+    tell: Callable[[Sequence[str]], None],
     seed: int | None = None,
     batch_index: list[int] | None = None,
 ) -> Tensor:
     """`sample_cns` as ComfyUI's KSAMPLER calls a sampler; the wrapper brings masks, noise scaling and previews.
 
     Args:
-        tell: called with what the user should know of the settings.
+        tell: called with the sentences that the user should read about the settings, in each run.
     """
     if params.enable_cns and x.ndim < 4:
         raise ValueError(
             f"the latent reaches the sampler as {list(x.shape)}, without height and width; CNS cannot colour its "
             "noise. Turn enable_cns off in CNS KSampler, or use another sampler."
         )
-    told = advice(params, solver, sigmas.tolist(), getattr(model.inner_model, "cfg", None))
-    if told:
-        tell(" ".join(told))
+    tell(advice(params, solver, sigmas.tolist(), getattr(model.inner_model, "cfg", None)))
     with memory_advice(LOWER):
         return sample_cns(
             model, x, sigmas, extra_args, callback, disable,

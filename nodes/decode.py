@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ..klein.masks import blend_inside, fit_to_output
 from ..klein.sizes import latent_size
-from .cns_inputs import CATEGORY
-from .edit_conditioner import SIZE_KEY
+from .common import CATEGORY, SIZE_KEY
 from .pictures import check_latent, one_mask, one_picture
 
 

@@ -18,12 +18,11 @@ from ..klein.masks import fit_to_output, to_latent_mask
 from ..klein.references import pad_edges, prepare_reference
 from ..klein.sizes import AUTO, DEFAULT_SIZE, IMAGE_SIZES, MAX_SIDE, MIN_SIDE, latent_size, output_size
 from ..sampler.params import checked_number
-from .cns_inputs import CATEGORY, FLUX2_CHANNELS
+from .common import CATEGORY, FLUX2_CHANNELS, SIZE_KEY
 from .messages import SAYS, said
 from .pictures import check_latent, one_mask, picture_inputs, split_pictures
 
 CUSTOM = "custom"
-SIZE_KEY = "klein_size"  # (width, height) in the LATENT, for the decoder
 MAX_KEPT = 256 * 2**20  # bytes of encodings for each CLIP and VAE; a prompt has 25 MB, a picture 2 MB
 
 _encodings: WeakKeyDictionary[Any, TensorCache] = WeakKeyDictionary()

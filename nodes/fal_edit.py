@@ -28,7 +28,8 @@ from ..remote.fields import (
     specs,
 )
 from ..sampler.params import PREFIX, SWITCH, CNSParams
-from .cns_inputs import CATEGORY, widget
+from .cns_inputs import widget
+from .common import CATEGORY
 from .lora_stack import LoraStack, find, given_stack
 from .messages import SAYS, said, show
 from .pictures import picture_inputs, split_pictures

@@ -9,7 +9,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..remote.journal import as_text, overview
-from .cns_inputs import CATEGORY
+from .common import CATEGORY
 from .fal_edit import FOLDER
 from .messages import SAYS, said
 

@@ -15,7 +15,7 @@ from comfy_execution.graph import ExecutionBlocker
 
 from ..lora import MAX_LORAS, Lora, Report, load_loras
 from ..lora.read import stamp
-from .cns_inputs import CATEGORY
+from .common import CATEGORY
 from .lora_patches import APPLY, apply_updates, architecture_of
 from .messages import SAYS, said
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -21,8 +22,19 @@ def show(unique_id: str, text: str) -> None:
 
 
 def said(*lines: str) -> dict[str, list[str]]:
-    """The ``ui`` of a node's output that ``web/text.js`` shows on the node and saves with the workflow.
+    """The ``ui`` of a node's output that ``web/said.js`` shows on the node and saves with the workflow.
 
     A node that may say something returns this in every run: without lines it clears what an earlier run said.
     """
     return {"text": list(lines)}
+
+
+def say(unique_id: str, lines: Sequence[str]) -> None:
+    """Show on a node what `said` would, while another node is executed. A run from the cache does not repeat it."""
+    from server import PromptServer
+
+    server = PromptServer.instance
+    if server.client_id is None:
+        return  # nobody looks, as with ComfyUI's own messages; without this it would go to every open page
+    ids = {"node": unique_id, "display_node": unique_id, "prompt_id": server.last_prompt_id}
+    server.send_sync("executed", {**ids, "output": said(*lines)}, server.client_id)

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..klein.references import MAX_REFERENCES
-from .cns_inputs import FLUX2_CHANNELS
+from .common import FLUX2_CHANNELS
 
 SOCKET = re.compile(r"(?:images\.)?image_(\d+)")  # ids count from 0, labels and prompts from 1
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..remote.route import LOCAL, MODES, REMOTE, Route, choose
 from . import model_files
 from .base_loader import KleinBaseLoader
-from .cns_inputs import CATEGORY
-from .messages import show
+from .common import CATEGORY
+from .messages import say
 
 LOADED = {"transformer": "diffusion_model", "text_encoder": "text_encoder", "vae": "vae"}  # kind: input of the loader
 
@@ -48,7 +48,7 @@ class KleinRoute(io.ComfyNode):
         if mode == MODES[0] and not (local is None and remote is None):
             return []  # asked again once a branch has run, perhaps for a price: what changed meanwhile is no matter
         route = _route(mode, cls.hidden)
-        show(cls.hidden.unique_id, route.why)
+        say(cls.hidden.unique_id, [route.why])
         return [route.branch]
 
     @classmethod

@@ -128,6 +128,8 @@ class Server:
                     continue
                 if kind == "progress":
                     heard.progress.append((data["node"], data["value"], data["max"]))
+                if kind == "executed" and data["output"]:
+                    heard.texts += data["output"].get("text", [])
                 if kind == "executing" and data["node"] == interrupt_at and interrupt_at is not None:
                     self.post("/interrupt", {"prompt_id": prompt_id})
                 if kind in ("execution_success", "execution_error", "execution_interrupted"):

@@ -156,14 +156,14 @@ def real_models():
 
 
 def as_header(tensors, name="x.safetensors", metadata=None):
-    found = {key: StoredTensor(dtype, tuple(shape)) for key, (dtype, shape) in tensors.items()}
+    found = {key: StoredTensor(dtype, tuple(shape)) for key, (dtype, shape, *_) in tensors.items()}
     return Header(Path(name), found, metadata or {})
 
 
 def write(path, tensors, metadata=None, cut=0, change=None):
     """A safetensors file whose data is a hole on the disk, so that 18 GB take no space."""
     entries, end = {}, 0
-    for name, (dtype, shape) in tensors.items():
+    for name, (dtype, shape, *_) in tensors.items():
         start, end = end, end + BYTES[dtype] * int(torch.Size(shape).numel())
         entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     if metadata is not None:
@@ -181,7 +181,7 @@ def write(path, tensors, metadata=None, cut=0, change=None):
 def quantised(tensors, kind):
     """The tensors of a file whose matrices are stored in another format, as ComfyUI names the parts."""
     result = {}
-    for name, (dtype, shape) in tensors.items():
+    for name, (dtype, shape, *_) in tensors.items():
         base = name.removesuffix("weight")
         if len(shape) != 2 or base == name:
             result[name] = (dtype, shape)

@@ -321,11 +321,15 @@ def test_a_header_is_as_the_safetensors_library_reads_it(tmp_path):
         "long": torch.zeros(2, dtype=torch.int64),
         "flags": torch.zeros(3, dtype=torch.bool),
     }
+    tensors["long"] += 258
     save_file(tensors, path, metadata={"format": "pt", "ß": "ü"})
     header = read_header(path)
+    start = header.tensors["long"].start
+    assert path.read_bytes()[start : start + 16] == tensors["long"].numpy().tobytes()
     with safe_open(path, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        assert {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()} == header.tensors
+        read = {name: (tensor.dtype, tensor.shape) for name, tensor in header.tensors.items()}
+        assert {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()} == read
         assert file.metadata() == header.metadata
 
 
@@ -348,7 +352,7 @@ def test_only_the_header_is_read(tmp_path, monkeypatch):
             return taken[-1]
 
     monkeypatch.setattr(Path, "open", lambda self, *args, **kwargs: Counted(opened(self, *args, **kwargs)))
-    assert read_header(path).tensors == {"a": ("F32", (1024, 1024, 1024))}
+    assert read_header(path).tensors["a"][:2] == ("F32", (1024, 1024, 1024))
     assert [len(part) for part in taken] == [8, int.from_bytes(taken[0], "little")]
 
 

@@ -64,7 +64,8 @@ def test_the_wheel_is_the_library_and_the_command(built, tmp_path):
 def test_the_sdist_holds_the_clone_and_its_tests_run(built, tmp_path):
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {Path(name).relative_to(NAME).as_posix() for name in sdist.getnames() if name != NAME}
-        sdist.extractall(tmp_path, filter="data")
+        sdist.extraction_filter = getattr(tarfile, "data_filter", None)  # Pythons of before June 2023 lack it
+        sdist.extractall(tmp_path)
     assert names >= set(files_of_the_clone())
     (tmp_path / NAME).rename(tmp_path / "klein_cns")
     tests = [f"klein_cns/tests/{name}.py" for name in ("test_params", "test_masks", "test_schedules")]

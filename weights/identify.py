@@ -235,9 +235,9 @@ def _is_distilled(header: Header) -> bool:
 
 def _precision(header: Header) -> str:
     sizes: Counter[str] = Counter()
-    for name, (dtype, shape) in header.tensors.items():
-        if len(shape) > 1 and "scale" not in name.rpartition(".")[2]:
-            sizes[_format(header, name)] += math.prod(shape) * BITS.get(dtype, 8)
+    for name, tensor in header.tensors.items():
+        if len(tensor.shape) > 1 and "scale" not in name.rpartition(".")[2]:
+            sizes[_format(header, name)] += math.prod(tensor.shape) * BITS.get(tensor.dtype, 8)
     return " + ".join(words for words, _ in sizes.most_common()) or "unknown"
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from comfy_graph import EXAMPLES, example
-from klein_cns.klein.architecture import WANTED
+from klein_cns.weights.components import WANTED
 from lora_formats import FORMATS, save, write
 
 pytestmark = pytest.mark.usefixtures("playwright")  # before a server is started for it

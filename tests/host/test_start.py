@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfy_graph import SINGLE, failure, latents, node, result
 from comfy_host import Server
-from klein_cns.klein.architecture import WANTED
+from klein_cns.weights.components import WANTED
 
 LATE = ("diffusers", "peft", "fal_client", "accelerate", "matplotlib", "skimage")
 
