@@ -364,7 +364,7 @@ def _spent(database: sqlite3.Connection, since: datetime) -> float:
     [spent] = database.execute(
         f"SELECT TOTAL(cost_usd) FROM requests WHERE created >= ? AND state NOT IN {UNCHARGED!r}", (_text(since),)
     ).fetchone()
-    return spent
+    return float(spent)
 
 
 def _prepare(database: sqlite3.Connection) -> None:

@@ -187,7 +187,10 @@ def collect(
         _check_flags(response, folder)
     images = []
     for index, image, file in found:
-        data = file.read_bytes()
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise RemoteError(f"{file} cannot be read ({error.strerror}). Let this user read it.") from None
         try:
             images.append(decode(data))
         except RemoteError as error:
@@ -219,7 +222,8 @@ def decode(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise RemoteError(f"it is {picture.width}x{picture.height}, more than {MAX_PIXELS} pixels.")
-            return picture.convert("RGB")
+            found: Image.Image = picture.convert("RGB")
+            return found
     except UnidentifiedImageError:
         raise RemoteError("it is no PNG, JPEG or WebP.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -254,6 +254,7 @@ class _Purchase:
             return await _collect_step(session, row)
         except Unobtainable as error:
             may_buy = self._task.resubmit_lost and not self._bought
+            row = journal.find(self.fingerprint) or row  # with the pictures that were saved on the way
             if row.state == COMPLETED and not self._asked_anew and (may_buy or isinstance(error, NoPictures)):
                 self._asked_anew = True  # fal may give other addresses, or pictures at last
                 return journal.update(row, SUBMITTED)
