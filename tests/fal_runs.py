@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from PIL import Image
 # The limits that a test is about, it sets itself.
 QUICK = Waits(poll=0.02, gone=0.1, tries=3, backoff=0.02, longest_backoff=0.03, retry_after=1.0)
 PROMPT = "Dress the chairwoman in tweed"
+ROOT = Path(__file__).resolve().parents[1]
+NEW_FIELD = '    softness: float = number(0.5, 0.0, 2.0, 0.1, "How soft the picture is.")\n'
 
 
 def order(pictures: int = 1, loras: Any = (), **changed: Any) -> Order:
@@ -65,3 +68,12 @@ class Machine:
     def state(self) -> str | None:
         rows = self.rows()
         return rows[-1]["state"] if rows else None
+
+
+def with_a_new_field(folder: Path) -> None:
+    """A copy of the package with one line more in remote/fields.py, as CONTRIBUTING says."""
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "tests"))
+    path = folder / "remote" / "fields.py"
+    text, last = path.read_text(), '    output_format: str = _options("png"'
+    line = text.index("\n", text.index(last)) + 1
+    path.write_text(text[:line] + NEW_FIELD + text[line:])

@@ -15,7 +15,7 @@ from importlib import metadata
 import numpy as np
 import pytest
 import torch
-from endpoint import complete_request
+from endpoint_facts import complete_request
 from klein_cns import cli
 from klein_cns.klein import KleinRequest
 from klein_cns.sampler import CNSParams

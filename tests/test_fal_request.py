@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import os
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
-from fal_runs import Machine, order
+from endpoint_facts import BOTH, EDIT_ALONE, PRESETS, REQUIRED, complete_request
+from fal_runs import Machine, order, with_a_new_field
 from fal_server import KEY, FalServer, answer, drop, png
 from klein_cns.endpoint import IMAGE_SIZES
 from klein_cns.remote import fields as fal_fields
@@ -30,8 +35,7 @@ from klein_cns.remote.run import run_interruptibly
 from klein_cns.remote.transfer import encode_png
 from PIL import Image
 
-from endpoint import BOTH, EDIT_ALONE, PRESETS, REQUIRED, complete_request
-
+ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
 KLEIN_FP8 = {"transformer": 9 * GIB, "text_encoder": 8 * GIB, "vae": GIB // 4}  # about the sizes of the usual files
 
@@ -398,3 +402,44 @@ def test_an_upload_without_an_address_submits_nothing(fal, tmp_path, monkeypatch
     with pytest.raises(RemoteError, match="names no address for an upload. Nothing was submitted"):
         machine.run(order(loras=[(lora, 0.5)]))
     assert fal.posts == 0 and machine.state() is None
+
+
+def test_a_new_field_of_the_endpoint_is_one_line(tmp_path):
+    """It is checked, it decides what is bought, and its value travels; the widget is tested on ComfyUI."""
+    with_a_new_field(tmp_path / "klein_cns")
+    code = f"""
+import json, sys
+from pathlib import Path
+sys.path[:0] = [{str(tmp_path)!r}, {str(Path(__file__).parent)!r}]
+from fal_runs import Machine, order, with_a_new_field
+from fal_server import FalServer
+import klein_cns.remote.errors
+fal = FalServer()
+machine = Machine(Path({str(tmp_path)!r}), fal)
+for softness in (1.5, 0.25, 1.5):
+    machine.run(order(softness=softness))
+machine.run(order())
+try:
+    order(softness=2.5)
+except klein_cns.remote.errors.NotAccepted as error:
+    print(error)
+print(json.dumps([request["body"]["softness"] for request in fal.requests.values()]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    refused, sent = done.stdout.splitlines()
+    assert "softness is 2.5" in refused and sent == "[1.5, 0.25, 0.5]"
+
+
+def test_remote_has_no_circle_of_imports():
+    """Imports inside functions and for type checking count too."""
+    imports = {}
+    for path in (ROOT / "remote").glob("*.py"):
+        found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        modules = [node.module or alias.name for node in found if node.level == 1 for alias in node.names]
+        imports[path.stem] = set(modules)
+    assert {"run", "queue", "journal"} <= set(imports)
+    while imports:
+        free = {name for name, needed in imports.items() if not needed & set(imports)}
+        assert free, f"a circle among {sorted(imports)}"
+        imports = {name: needed for name, needed in imports.items() if name not in free}

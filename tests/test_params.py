@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from endpoint import BOTH, complete_request
+from endpoint_facts import BOTH, complete_request
 from klein_cns.sampler import CNSParams
 from klein_cns.sampler.params import public_name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import stat
 import subprocess
 import urllib.error
@@ -13,6 +14,7 @@ import pytest
 import torch
 from comfy_graph import OFF, SINGLE, example, failure, give, graph, made, node, shortened
 from comfy_host import Failed, Server
+from fal_runs import with_a_new_field
 from fal_server import KEY, FalServer, answer, drop, png, stall
 from klein_cns.weights.components import WANTED
 from PIL import Image
@@ -132,21 +134,26 @@ def honest(fal):
 def host(comfyui, server, fal, tmp_path_factory):
     """A second server beside the one of the other tests, with fal-client, the fake's address and no key yet."""
     base = tmp_path_factory.mktemp("comfy-fal")
-    for name in ("custom_nodes", "input", "output", "packages"):
-        (base / name).mkdir()
-    (base / "models").symlink_to(server.base / "models")
+    prepare(base, server)
     for path in (server.base / "custom_nodes").iterdir():
         if path.suffix == ".py" or path.is_symlink():
             (base / "custom_nodes" / path.name).symlink_to(path.resolve())
+    running = Server(*comfyui, base, {"KLEIN_CNS_FAL_URL": fal.url, "FAL_KEY": ""})
+    give(running, "falpicture", torch.rand(1, 64, 96, 3))
+    yield running
+    running.stop()
+
+
+def prepare(base, server):
+    """A base folder with the models of ``server``, and fal-client."""
+    for name in ("custom_nodes", "input", "output", "packages"):
+        (base / name).mkdir()
+    (base / "models").symlink_to(server.base / "models")
     site = Path(importlib.util.find_spec("fal_client").origin).parents[1]
     for name in PACKAGES:
         if (site / name).exists():
             (base / "packages" / name).symlink_to(site / name)
     (base / "custom_nodes" / "fal_probes.py").write_text(PROBES.format(packages=str(base / "packages")))
-    running = Server(*comfyui, base, {"KLEIN_CNS_FAL_URL": fal.url, "FAL_KEY": ""})
-    give(running, "falpicture", torch.rand(1, 64, 96, 3))
-    yield running
-    running.stop()
 
 
 @pytest.fixture(scope="module")
@@ -216,15 +223,30 @@ def test_a_repeat_of_a_finished_run_is_not_submitted_again(keyed, fal):
     assert len(fal.requests) == before
 
 
+def example_for(test, name):
+    """A remote example that no other test has bought: its negative prompt is the test's own."""
+    prompt = shortened(example(name))
+    for one in prompt.values():
+        if one["class_type"] == "KleinFalEdit":
+            one["inputs"]["negative_prompt"] = test
+    return prompt
+
+
 @pytest.mark.parametrize(
-    ("name", "sizes", "submitted"),
-    [("edit_on_fal", [(64, 48)], 1), ("local_and_fal", [(64, 48), (96, 64)], 1), ("local_or_fal", [(64, 48)], 0)],
+    ("name", "bought", "sizes", "submitted"),
+    [
+        ("edit_on_fal", None, [(64, 48)], 1),
+        ("local_and_fal", None, [(64, 48), (96, 64)], 1),
+        ("local_or_fal", "local_and_fal", [(64, 48)], 0),
+    ],
 )
-def test_the_examples(keyed, fal, photo, name, sizes, submitted):
-    """The last on a machine without an accelerator; it asks for what the second bought, and buys nothing."""
+def test_the_examples(keyed, fal, photo, name, bought, sizes, submitted):
+    """The last on a machine without an accelerator; it asks for what the second buys, and buys nothing."""
     photo.resize((96, 64)).save(keyed.base / "input" / "example.png")
+    if bought is not None:
+        keyed.run(example_for(name, bought))
     before = len(fal.requests)
-    outputs = keyed.run(shortened(example(name)))["outputs"].values()
+    outputs = keyed.run(example_for(name, name))["outputs"].values()
     saved = [image for output in outputs for image in output.get("images", []) if image["type"] == "output"]
     found = [keyed.base / "output" / image["subfolder"] / image["filename"] for image in saved]
     assert sorted(Image.open(path).size for path in found) == sizes
@@ -271,7 +293,6 @@ def test_sentences(keyed, fal):
     for changed, says in (
         ({"max_cost_usd": 0.01}, "costs $0.0400, more than max_cost_usd 0.01"),
         ({"lora_urls": "owner/name 0.5", "images.image_0": None}, "LoRAs are given but no picture"),
-        ({"enable_cns": True, "cns_gamma_source": "reference"}, "cns_gamma_source: 'reference' not in"),
         ({"enable_cns": True, "cns_formula": "authors"}, "cns_formula='authors' runs only locally"),  # of an API prompt
         ({"solver": "sde_2m"}, "solver='sde_2m' runs only locally"),
         ({"enable_cns": False, "cns_churn": 1.0}, "unknown CNS parameter cns_churn"),
@@ -284,6 +305,8 @@ def test_sentences(keyed, fal):
         prompt = remote_graph("refused", **changed)
         prompt["fal"]["inputs"] = {key: value for key, value in prompt["fal"]["inputs"].items() if value is not None}
         assert says in failure(keyed, prompt)
+    with pytest.raises(Failed, match="cns_gamma_source: 'reference' not in"):  # by ComfyUI, before anything runs
+        keyed.run(remote_graph("refused", enable_cns=True, cns_gamma_source="reference"))
     assert len(fal.requests) == before
     detail = [{"loc": ["body", "prompt"], "msg": "bad make it blue", "input": "make it blue"}]
     fal.fail(submit=answer(422, {"detail": detail}))
@@ -428,6 +451,28 @@ def test_the_requests_node_lists_what_is_open_without_fal(keyed, fal):
     assert listed("collected").count("no id") == after.count("no id") - 1
     prompt = {"list": node("KleinFalRequests"), "show": node("PreviewAny", source=["list", 0])}
     keyed.run(prompt)
+
+
+def test_a_new_field_of_the_endpoint_gets_a_widget_by_its_line_alone(comfyui, server, fal, tmp_path):
+    """After all others, since saved workflows know widgets by position; a prompt from before it runs as it did."""
+    prepare(tmp_path, server)
+    with_a_new_field(tmp_path / "custom_nodes" / "widened")
+    shutil.copy(server.base / "custom_nodes" / "probe_nodes.py", tmp_path / "custom_nodes")
+    running = Server(*comfyui, tmp_path, {"KLEIN_CNS_FAL_URL": fal.url, "FAL_KEY": KEY})
+    try:
+        give(running, "falpicture", torch.rand(1, 64, 96, 3))
+        own = running.get("/object_info/KleinFalEdit")["KleinFalEdit"]
+        kind, options = own["input"]["optional"]["softness"]
+        assert (kind, options["default"], options["min"], options["max"]) == ("FLOAT", 0.5, 0.0, 2.0)
+        assert options["tooltip"] == "How soft the picture is."
+        assert own["input_order"]["optional"][-1] == "softness"
+        for changed in ({}, {"softness": 1.5}):
+            running.run(remote_graph("widened", prompt="widened", **changed))
+        assert [request["body"]["softness"] for request in list(fal.requests.values())[-2:]] == [0.5, 1.5]
+        with pytest.raises(Failed, match="softness"):
+            running.run(remote_graph("widened", prompt="widened", softness=2.5))
+    finally:
+        running.stop()
 
 
 def test_without_fal_client_the_nodes_are_there_and_say_what_to_install(comfyui, server):
