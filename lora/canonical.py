@@ -5,25 +5,37 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from ..weights.architecture import Architecture
+from ..weights.architecture import ARCHITECTURES, FLUX_1_WIDTHS, TINY, Architecture
 from ..weights.layout import ADA_LAYER_NORM, swap_halves
-from .base import base_of, expected_shape
-from .errors import LoraError
-from .forms import Change, Module, change_of
-from .names import MAX_KEY, NO_BIAS, OTHER_KINDS, TEXT_ENCODER, UNSUPPORTED, Parameter, Place, locate, parse
-from .read import RawLora, is_finite
-from .report import Report, printable, span, training, trigger_words
-from .updates import Update
+from .forms import Factors, Update, roles
+from .names import FLUX_1, MAX_KEY, NO_BIAS, OTHER_KINDS, TEXT_ENCODER, Key, Module, locate, parse
+from .read import LoraFile, is_finite
+from .report import LoraError, Report, printable, span, training, trigger_words
 
 NOT_FOR_TEXT = "a text encoder's weight; a klein LoRA changes the transformer alone"
 LAYOUTS = {"bfl": "BFL names", "diffusers": "diffusers names"}
+UNKNOWN = "unknown"
+FLUX_1_NAME = "FLUX.1"
+FLUX_1_BLOCKS = (19, 38)  # double, single
+FLUX_1_SIZES = {  # (rows, columns) in hidden widths
+    "_attn.qkv.": (3, 1), "_attn.proj.": (1, 1), "_mlp.0.": (4, 1), "_mlp.2.": (1, 4), ".linear1.": (7, 1),
+    ".linear2.": (1, 5),
+}  # fmt: skip
 LeftOut = dict[str, str]  # module or key -> why
+Change = tuple[Factors, Update]  # what the file holds for a module, and what it means
 
 
 @dataclass(frozen=True, eq=False)
 class Lora:
-    """A file in canonical form. Where ``report.problem`` says why it cannot be used, there are no updates."""
+    """A file in canonical form.
+
+    Attributes:
+        updates: of the model's weights, in Black Forest Labs' layout, on the CPU. There are none where
+            ``report.problem`` says why the file cannot be used.
+        report: what the file is, and what of it applies.
+    """
 
     updates: tuple[Update, ...]
     report: Report
@@ -35,81 +47,83 @@ class Lora:
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())  # q, k and v may share
 
 
-def canonical(raw: RawLora, target: Architecture) -> Lora:
+def canonical(file: LoraFile, target: Architecture) -> Lora:
     """The updates of ``target``'s weights that a file means, exactly.
 
     A file that cannot be used becomes a report with a ``problem``; nothing is raised. Left out, and reported, is only
     what klein does not have (a text encoder in the LoRA's reach, biases, unknown modules) or a kind of LoRA that is
     not supported.
+
+    >>> canonical(read_lora(path), KLEIN_9B).report.applied
+    112
     """
-    parsed = {key: parse(key) for key in raw.keys}
-    modules, left_out, text = _modules(raw, parsed)
+    known = roles()
+    keys = {name: parse(name, known) for name in file.keys}
+    found, left_out, text = _sorted_keys(file, keys)
     report = Report(
-        raw.label,
-        total=len(modules) + len(left_out),
-        trigger_words=trigger_words(raw.metadata),
-        training=training(raw.metadata),
-        note=raw.note,
+        file.label,
+        total=len(found) + len(left_out),
+        trigger_words=trigger_words(file.metadata),
+        training=training(file.metadata),
+        note=file.note,
     )
     try:
-        _check_adapters(raw.label, {one.adapter for one in parsed.values() if one and one.adapter})
+        _check_adapters(file.label, {key.adapter for key in keys.values() if key and key.adapter})
         changes: list[Change] = []
-        for module in modules:
-            unusable = _unusable(module)
+        for factors in found:
+            unusable = _unusable(factors)
             left_out |= unusable
-            if module.name not in unusable:
-                changes.append(change_of(raw.label, module, raw.config))
+            if factors.name not in unusable:
+                changes.append((factors, factors.update()))
     except LoraError as error:
-        return Lora((), replace(report, left_out=_listed(left_out, text), problem=str(error)))
+        return Lora((), replace(report, left_out=(*left_out.items(), *text.items()), problem=str(error)))
     report = replace(
         report,
-        left_out=_listed(left_out, text),
+        left_out=(*left_out.items(), *text.items()),
         format=_format(changes),
-        base=base_of(target, [(change.module.place, change.form.shape) for change in changes], left_out),
-        rank=span(change.form.rank for change in changes if change.form.rank is not None),
-        alpha=span(change.alpha for change in changes if change.alpha is not None),
+        base=_base(target, changes, left_out),
+        rank=span(update.form.rank for _, update in changes if update.form.rank is not None),
+        alpha=span(factors.alpha for factors, _ in changes if factors.alpha is not None),
     )
     try:
-        _check(raw.label, changes, report, target)
+        _check(file.label, changes, report, target)
     except LoraError as error:
         return Lora((), replace(report, problem=str(error)))
-    return Lora(tuple(_update(change, target) for change in changes), replace(report, applied=len(changes)))
+    return Lora(tuple(_in_bfl_order(*change) for change in changes), replace(report, applied=len(changes)))
 
 
-def _modules(raw: RawLora, parsed: Mapping[str, Parameter | None]) -> tuple[list[Module], LeftOut, LeftOut]:
-    """The modules of FLUX.2 in a file; what is none; and what belongs to a text encoder."""
-    modules: dict[str, Module] = {}
+def _sorted_keys(file: LoraFile, keys: Mapping[str, Key | None]) -> tuple[list[Factors], LeftOut, LeftOut]:
+    """What a file holds for each module of FLUX.2; what is none; and what belongs to a text encoder."""
+    found: dict[str, Factors] = {}
     left_out: LeftOut = {}
     text: LeftOut = {}
-    for key in raw.keys:
-        parameter = parsed[key]
-        name = parameter.module if parameter else key
-        place = locate(name) if parameter else None
-        if parameter and place:
-            module = modules.setdefault(name, Module(name, place, {}, [], {}))
-            if parameter.split is None:
-                module.parameters.setdefault(parameter.role, []).append(raw.tensors[key])
-            else:
-                module.splits[parameter.role] = module.splits.get(parameter.role, 0) + 1
-        elif TEXT_ENCODER.search(name[:512]):
-            text[printable(name)] = NOT_FOR_TEXT
-        elif parameter:
-            left_out[printable(name)] = OTHER_KINDS.get(parameter.role, "FLUX.2 has no such module")
+    strays = []
+    for name, key in keys.items():
+        module = locate(key.module) if key else None
+        if key and module:
+            if key.module not in found:
+                found[key.module] = Factors(file.label, key.module, module, file.config)
+            found[key.module].add(key, file.tensors[name])
+        elif TEXT_ENCODER.search((key.module if key else name)[:MAX_KEY]):
+            text[printable(key.module if key else name)] = NOT_FOR_TEXT
+        elif key:
+            left_out[printable(key.module)] = OTHER_KINDS.get(key.role, "FLUX.2 has no such module")
+        else:
+            strays.append(name)
+    for name in strays:
+        owner = _owner(name, found)
+        if owner:
+            found[owner].strays.append(printable(name[len(owner) + 1 :]))
         else:
             left_out[printable(name)] = "no parameter of a known kind of LoRA"
-    for key in [key for key in raw.keys if parsed[key] is None]:
-        module = _owner(key, modules)
-        if module:
-            left_out.pop(printable(key), None)
-            module.strays.append(printable(key[len(module.name) + 1 :]))
-    return list(modules.values()), left_out, text
+    return list(found.values()), left_out, text
 
 
-def _owner(key: str, modules: Mapping[str, Module]) -> Module | None:
+def _owner(key: str, names: Collection[str]) -> str | None:
     """The module that a key of no known kind belongs to, if the file changes it."""
-    parts = key[:MAX_KEY].split(".")
-    names = (".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
-    return next((modules[name] for name in names if name in modules), None)
+    words = key[:MAX_KEY].split(".")
+    candidates = (".".join(words[:count]) for count in range(len(words) - 1, 0, -1))
+    return next((name for name in candidates if name in names), None)
 
 
 def _check_adapters(label: str, adapters: Collection[str]) -> None:
@@ -118,36 +132,66 @@ def _check_adapters(label: str, adapters: Collection[str]) -> None:
         raise LoraError(f"LoRA {label} holds several adapters ({names}); save the one that you want alone.")
 
 
-def _unusable(module: Module) -> LeftOut:
+def _unusable(factors: Factors) -> LeftOut:
     """Why a module, or a bias beside it, is left out; empty where all of it is used."""
-    unsupported = {role: UNSUPPORTED[role] for role in module.parameters if role in UNSUPPORTED}
-    whole = next((why for why in unsupported.values() if why != NO_BIAS), None)
+    whole = next((why for why in factors.unsupported.values() if why != NO_BIAS), None)
     if whole:
-        return {module.name: whole}
-    if not module.strays and not module.splits and set(module.parameters) <= {"alpha", "scalar", *unsupported}:
-        return {module.name: NO_BIAS if unsupported else "an alpha without factors"}
-    return {f"{module.name}.{role}": why for role, why in unsupported.items()}
-
-
-def _listed(left_out: LeftOut, text: LeftOut) -> tuple[tuple[str, str], ...]:
-    return (*left_out.items(), *text.items())
+        return {factors.name: whole}
+    if factors.are_missing:
+        return {factors.name: NO_BIAS if factors.unsupported else "an alpha without factors"}
+    return {f"{factors.name}.{role}": why for role, why in factors.unsupported.items()}
 
 
 def _format(changes: Sequence[Change]) -> str:
     """``LoRA, diffusers names after 'transformer.'``"""
     if not changes:
-        return "unknown"
-    kinds = dict.fromkeys(f"{change.form.name}{' with DoRA' * (change.magnitude is not None)}" for change in changes)
-    named = dict.fromkeys(
-        f"{LAYOUTS[place.layout]}{f' after {place.prefix!r}' if place.prefix else ''}"
-        for place in (change.module.place for change in changes)
-    )
-    return f"{' and '.join(kinds)}, {' and '.join(list(named)[:3])}"
+        return UNKNOWN
+    kinds = [one.form.NAME if one.magnitude is None else f"{one.form.NAME} with DoRA" for _, one in changes]
+    modules = [factors.module for factors, _ in changes]
+    names = [f"{LAYOUTS[one.layout]} after {one.prefix!r}" if one.prefix else LAYOUTS[one.layout] for one in modules]
+    return f"{' and '.join(dict.fromkeys(kinds))}, {' and '.join(list(dict.fromkeys(names))[:3])}"
+
+
+@lru_cache(8)
+def _shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    return architecture.shapes()
+
+
+def _expected_shape(architecture: Architecture, module: Module) -> tuple[int, ...] | None:
+    """The shape of the change of a module; None where the architecture has no such weight."""
+    shape = _shapes(architecture).get(module.weight)
+    return (shape[0] // module.parts, *shape[1:]) if shape else None
+
+
+def _base(target: Architecture, changes: Sequence[Change], left_out: Iterable[str]) -> str:
+    """The base model in words, told from the modules and their shapes: the target's name, another's, or ``unknown``."""
+    if any(FLUX_1.search(name) for name in left_out):
+        return FLUX_1_NAME
+    if not changes:
+        return UNKNOWN
+    shaped = [(factors.module, update.form.shape) for factors, update in changes]
+    candidates = dict.fromkeys((target, *ARCHITECTURES, TINY))
+    fitting = [one for one in candidates if all(_expected_shape(one, module) == shape for module, shape in shaped)]
+    if target in fitting:
+        return target.name
+    names = [one.name for one in fitting]
+    if all(_fits_flux_1(module, shape) for module, shape in shaped):
+        names.append(FLUX_1_NAME)
+    return " or ".join(names) or UNKNOWN
+
+
+def _fits_flux_1(module: Module, shape: tuple[int, ...]) -> bool:
+    """Whether FLUX.1 has this module in this shape: as wide as klein 4B, with another MLP and more blocks."""
+    out, into = next((sizes for part, sizes in FLUX_1_SIZES.items() if part in module.weight), (0, 0))
+    block = int(module.weight.split(".")[1]) if out else 0
+    double, single = FLUX_1_BLOCKS
+    blocks = single if module.weight.startswith("single_blocks.") else double
+    return shape == (out * FLUX_1_WIDTHS[0] // module.parts, into * FLUX_1_WIDTHS[0]) and block < blocks
 
 
 def _check(label: str, changes: Sequence[Change], report: Report, target: Architecture) -> None:
     """Refuse what would apply in part, wrongly, or not at all."""
-    if report.base not in (target.name, "unknown"):
+    if report.base not in (target.name, UNKNOWN):
         raise LoraError(
             f"LoRA {label} was made for {report.base}, the model is {target.name}; get a LoRA that was trained on it."
         )
@@ -156,69 +200,69 @@ def _check(label: str, changes: Sequence[Change], report: Report, target: Archit
         raise LoraError(
             f"LoRA {label} holds nothing that applies to {target.name} ({'; '.join(kinds)}); get one trained on it."
         )
-    for change in changes:
-        _check_shape(label, change, target)
-    _check_once(label, [change.module for change in changes])
-    _check_whole_attention(label, [change.module.place for change in changes])
-    for change in changes:
-        for name, tensors in change.module.parameters.items():
-            if name != "alpha" and not all(is_finite(tensor) for tensor in tensors):
+    for factors, update in changes:
+        _check_shape(label, factors, update.form.shape, target)
+    _check_once(label, [factors for factors, _ in changes])
+    _check_whole_attention(label, [factors.module for factors, _ in changes])
+    for factors, _ in changes:
+        for role, tensor in factors.tensors.items():
+            if role != "alpha" and not is_finite(tensor):  # an alpha that is used was checked
                 raise LoraError(
-                    f"LoRA {label} holds NaN or infinite values in {name} of {change.module.name}; "
+                    f"LoRA {label} holds NaN or infinite values in {role} of {factors.name}; "
                     "train or download it again."
                 )
 
 
-def _check_shape(label: str, change: Change, target: Architecture) -> None:
-    place, shape = change.module.place, change.form.shape
-    expected = expected_shape(target, place)
+def _check_shape(label: str, factors: Factors, shape: tuple[int, ...], target: Architecture) -> None:
+    expected = _expected_shape(target, factors.module)
     if expected != shape:
         needed = f"there it is {_size(expected)}" if expected else "which has no such module"
         raise LoraError(
-            f"LoRA {label} changes {change.module.name} as {_size(shape)}, but the model is {target.name}, {needed}; "
+            f"LoRA {label} changes {factors.name} as {_size(shape)}, but the model is {target.name}, {needed}; "
             "get a LoRA that was trained on it."
         )
 
 
-def _check_once(label: str, modules: Iterable[Module]) -> None:
-    seen: dict[str, list[Module]] = defaultdict(list)
-    for module in modules:
-        for other in seen[module.place.weight]:
-            if 1 in (module.place.parts, other.place.parts) or module.place.part == other.place.part:
+def _check_once(label: str, found: Iterable[Factors]) -> None:
+    seen: dict[str, list[Factors]] = defaultdict(list)
+    for factors in found:
+        module = factors.module
+        for other in seen[module.weight]:
+            if 1 in (module.parts, other.module.parts) or module.part == other.module.part:
                 raise LoraError(
-                    f"LoRA {label} changes one weight twice, as {other.name} and as {module.name}; "
+                    f"LoRA {label} changes one weight twice, as {other.name} and as {factors.name}; "
                     "it is two LoRAs in one file, save them apart."
                 )
-        seen[module.place.weight].append(module)
+        seen[module.weight].append(factors)
 
 
-def _check_whole_attention(label: str, places: Iterable[Place]) -> None:
+def _check_whole_attention(label: str, modules: Iterable[Module]) -> None:
     """Of q, k and v apart, every block must change the same ones: a trainer chooses them for all blocks alike."""
-    found: dict[str, dict[str, dict[int, str]]] = {"img_attn": defaultdict(dict), "txt_attn": defaultdict(dict)}
-    for place in places:
-        if place.parts > 1:
-            kind = "img_attn" if "img_attn" in place.weight else "txt_attn"
-            found[kind][place.weight][place.part] = place.module
+    found: dict[str, dict[str, set[int]]] = {"img_attn": defaultdict(set), "txt_attn": defaultdict(set)}
+    for module in modules:
+        if module.parts > 1:
+            stream = "img_attn" if "img_attn" in module.weight else "txt_attn"
+            found[stream][module.weight].add(module.part)
     for weights in found.values():
-        whole = set().union(*weights.values())
+        whole = {part for parts in weights.values() for part in parts}
         for weight, parts in weights.items():
-            if set(parts) != whole:
-                missing = ", ".join("qkv"[part] for part in sorted(whole - set(parts)))
+            if parts != whole:
+                missing = ", ".join("qkv"[part] for part in sorted(whole - parts))
                 raise LoraError(
                     f"LoRA {label} holds only part of q, k and v in {weight.removesuffix('.weight')}: {missing} is "
                     "missing, other blocks have it. The file is incomplete; download or convert it again."
                 )
 
 
-def _update(change: Change, target: Architecture) -> Update:
-    place, form, magnitude = change.module.place, change.form, change.magnitude
-    if place.weight == ADA_LAYER_NORM and place.layout == "diffusers":
-        form = form.swap_halves()
-        if magnitude is not None and magnitude.shape[0] > 1:
-            magnitude = swap_halves(magnitude)
-    length = form.shape[0]
-    return Update(place.weight, (place.part * length, length) if place.parts > 1 else None, form, magnitude)
+def _in_bfl_order(factors: Factors, update: Update) -> Update:
+    """The same update with its rows in BFL's order, which diffusers turns around in one module."""
+    if update.weight != ADA_LAYER_NORM or factors.module.layout == "bfl":
+        return update
+    magnitude = update.magnitude
+    if magnitude is not None and not update.scales_columns:
+        magnitude = swap_halves(magnitude)
+    return update._replace(form=update.form.swap_halves(), magnitude=magnitude)
 
 
-def _size(shape: Sequence[int] | None) -> str:
-    return "x".join(map(str, shape or ()))
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

@@ -10,8 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import LoraError
-from .report import printable
+from .report import LoraError, printable
 
 CONFIG_FILE = "adapter_config.json"
 MAX_CONFIG = 2_000_000  # bytes

@@ -1,32 +1,67 @@
-"""LoRA files in canonical form, in memory as long as a model uses them.
+"""LoRAs as a user asks for them, loaded: at most three files, each with a scale.
 
-Several models, or clones of one, share what is loaded. Besides, the last few are kept for the models that they were
-loaded for, on the CPU and bounded in bytes, so that changing a strength reads no file again.
+What is loaded stays in memory as long as a model uses it, and several models, or clones of one, share it. Besides, the
+last few are kept for the models that they were loaded for, on the CPU and bounded in bytes, so that changing a strength
+reads no file again.
 """
 
 from __future__ import annotations
 
+import math
+import numbers
+import os
+import re
+import reprlib
 import time
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..weights.architecture import KLEIN_9B, Architecture
 from .canonical import Lora, canonical
-from .errors import LoraError
 from .read import find_weights, label_of, read_lora, stamp
-from .stack import MAX_LORAS
+from .report import LoraError
 
+MAX_LORAS = 3
 MAX_KEPT = 2**30  # bytes, of all LoRAs that are kept
 CLOCK_TICK = 0.02  # seconds; file systems step their times by up to this
+DRIVE = re.compile(r"(?:\\\\\?\\)?[A-Za-z]")  # of Windows, before its colon: C or \\?\C
 
 _loaded: weakref.WeakValueDictionary[Hashable, Lora] = weakref.WeakValueDictionary()
 _kept: list[tuple[weakref.ref[Any], Lora]] = []  # each with the model that it is kept for, the latest first
 
 
+class LoraSpec(NamedTuple):
+    """One LoRA that a user asks for; the endpoint's ``{"path", "scale"}``."""
+
+    path: str
+    scale: float = 1.0
+
+
+def parse_loras(loras: Iterable[Any]) -> list[LoraSpec]:
+    """At most three LoRAs from ``PATH``, ``PATH:SCALE``, (path, scale) or the endpoint's mapping.
+
+    >>> parse_loras(["style.safetensors:0.8"])
+    [LoraSpec(path='style.safetensors', scale=0.8)]
+
+    Raises:
+        LoraError: more than three, a scale that is no finite number, no file or peft folder there.
+    """
+    if isinstance(loras, (str, bytes, Mapping)) or not isinstance(loras, Iterable):
+        raise LoraError(f"loras is {loras!r}; give a list of PATH:SCALE or of objects with path and scale.")
+    specs = [_parse(lora) for lora in loras]
+    if len(specs) > MAX_LORAS:
+        raise LoraError(f"{len(specs)} LoRAs were given; at most {MAX_LORAS} are allowed. Leave some out.")
+    for spec in specs:
+        find_weights(spec.path)
+    return specs
+
+
 def examine_lora(path: str | Path, target: Architecture = KLEIN_9B) -> Lora:
     """What a file, or peft folder, is and means for a model; also of one that cannot be used.
+
+    >>> print(examine_lora("style.safetensors").report)
 
     Raises:
         LoraError: nothing there, or a file that cannot be read.
@@ -43,15 +78,11 @@ def examine_lora(path: str | Path, target: Architecture = KLEIN_9B) -> Lora:
     return lora
 
 
-def _settle(file: Path) -> None:
-    """Wait until a later write to a file that was written just now would show in its time."""
-    age = time.time() - file.stat().st_mtime
-    if 0 <= age < CLOCK_TICK:
-        time.sleep(CLOCK_TICK - age)
-
-
 def load_lora(path: str | Path, target: Architecture) -> Lora:
     """The updates of a file, and its report.
+
+    >>> load_lora("style.safetensors", KLEIN_9B).updates[0].weight
+    'double_blocks.0.img_attn.proj.weight'
 
     Raises:
         LoraError: also where it was made for another base, does not fit, or is damaged.
@@ -65,7 +96,10 @@ def load_lora(path: str | Path, target: Architecture) -> Lora:
 def load_loras(paths: Sequence[str | Path], target: Architecture, model: Any) -> list[Lora]:
     """The LoRAs of a stack; the last of them are kept until the model is gone.
 
+    >>> load_loras(["style.safetensors", "face.safetensors"], KLEIN_9B, pipe.transformer)
+
     Args:
+        target: the architecture of the model.
         model: the module whose weights they change; clones that share it count as one.
 
     Raises:
@@ -82,9 +116,57 @@ def load_loras(paths: Sequence[str | Path], target: Architecture, model: Any) ->
 
 
 def let_go(model: Any) -> None:
-    """Keep no LoRA for a model any longer. Those that are on it stay in memory with it."""
+    """Keep no LoRA for a model any longer. Those that are on it stay in memory with it.
+
+    >>> let_go(pipe.transformer)
+    """
     _let_go(weakref.ref(model))
 
 
 def _let_go(owner: weakref.ref[Any]) -> None:
     _kept[:] = [entry for entry in _kept if entry[0] != owner]
+
+
+def _settle(file: Path) -> None:
+    """Wait until a later write to a file that was written just now would show in its time."""
+    age = time.time() - file.stat().st_mtime
+    if 0 <= age < CLOCK_TICK:
+        time.sleep(CLOCK_TICK - age)
+
+
+def _parse(lora: Any) -> LoraSpec:
+    if isinstance(lora, Mapping):
+        extra = set(lora) - {"path", "scale"}
+        if extra or "path" not in lora:
+            raise LoraError(f"LoRA {dict(lora)!r} must have 'path' and may have 'scale', nothing else.")
+        lora = (lora["path"], lora.get("scale", 1.0))
+    if isinstance(lora, (str, Path)):
+        lora = _split(str(lora))
+    if not (isinstance(lora, tuple) and len(lora) == 2 and isinstance(lora[0], (str, Path))):
+        raise LoraError(f"LoRA {lora!r} is neither PATH:SCALE, a pair, nor an object with path and scale.")
+    path, scale = lora
+    if str(path).startswith(("http://", "https://")):
+        raise LoraError(f"LoRA {path} is a web address; download it and give the file.")
+    if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not _is_finite(scale):
+        raise LoraError(f"the scale of LoRA {path} is {reprlib.repr(scale)}; it must be a finite number.")
+    return LoraSpec(str(path), float(scale))
+
+
+def _split(text: str) -> tuple[str, float]:
+    """The path and the scale of ``PATH:SCALE`` or ``PATH``. A drive is one on every system."""
+    path, colon, scale = text.rpartition(":")
+    if not colon or "://" in text or os.path.exists(text):
+        return text, 1.0
+    try:
+        return path, float(scale)
+    except ValueError as error:
+        if DRIVE.fullmatch(path):
+            return text, 1.0
+        raise LoraError(f"LoRA {text}: {scale!r} after the colon is no number; write PATH:SCALE.") from error
+
+
+def _is_finite(scale: numbers.Real) -> bool:
+    try:
+        return math.isfinite(scale)
+    except OverflowError:  # a whole number that no float holds
+        return False

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..weights.architecture import Architecture, architecture
 from ..weights.layout import ADA_LAYER_NORM, Row, rows, swap_halves
-from .load import let_go, load_loras
-from .report import Report
-from .stack import LoraSpec
-from .updates import Full, LowRank, Update
+from .forms import Form, Full, LoHa, LoKr, LowRank, Update
+from .load import LoraSpec, let_go, load_loras
+from .report import LoraError, Report
 
+# What this host does with each form: the low-rank product that peft gets as an adapter; None where it is merged.
+ADAPTERS: dict[type[Form], Callable[[Any], LowRank] | None] = {
+    LowRank: lambda form: form,
+    LoKr: None,
+    LoHa: None,
+    Full: None,
+}
 ORIGINALS = "_klein_cns_originals"  # attribute of the transformer: the merged weights as they were, on the CPU
-
-
-class Part(NamedTuple):
-    """One update of one weight in diffusers' layout. ``lora``: its position in the stack."""
-
-    lora: int
-    strength: float
-    update: Update
+Placed = tuple[int, float, Update]  # position in the stack, strength, and an update of one weight in diffusers' layout
 
 
 def set_loras(pipe: Any, specs: Sequence[LoraSpec]) -> list[Report]:
@@ -34,6 +33,9 @@ def set_loras(pipe: Any, specs: Sequence[LoraSpec]) -> list[Report]:
 
     Low-rank updates become peft adapters; a DoRA too where it is alone on its weight, for in a stack peft's DoRA
     scales what the others add. The rest is merged, in float32, and taken back with the next call.
+
+    >>> set_loras(pipe, [LoraSpec("style.safetensors", 0.8)])[0].how
+    '39 of 39 weights as peft adapters'
 
     Raises:
         LoraError: a file that cannot be read, or would not apply exactly; no LoRA stays loaded then.
@@ -44,19 +46,20 @@ def set_loras(pipe: Any, specs: Sequence[LoraSpec]) -> list[Report]:
     target = architecture_of(pipe.transformer)
     try:
         loras = load_loras([spec.path for spec in specs], target, pipe.transformer)
+        _check_forms([update.form for lora in loras for update in lora.updates])
     finally:
         _take_off(pipe)
     table = {row.bfl: row for row in rows(target.double_blocks, target.single_blocks, target.guidance)}
-    parts: dict[str, list[Part]] = defaultdict(list)
+    changes: dict[str, list[Placed]] = defaultdict(list)
     for i, (lora, spec) in enumerate(zip(loras, specs, strict=True)):
         for update in lora.updates if spec.scale != 0 else ():
             row, strength = table[update.weight], spec.scale
             if update.scales_columns and update.rows is None and len(row.diffusers) > 1:
                 update, strength = _as_full(pipe.transformer, row, update, strength), 1.0
             for name, own in _diffusers_updates(row, update, target):
-                parts[name].append(Part(i, strength, own))
-    adapted = {name: found for name, found in parts.items() if _is_for_peft(found)}
-    merged = {name: found for name, found in parts.items() if name not in adapted}
+                changes[name].append((i, strength, own))
+    adapted = {name: placed for name, placed in changes.items() if _is_for_peft([own for *_, own in placed])}
+    merged = {name: placed for name, placed in changes.items() if name not in adapted}
     try:
         _merge(pipe.transformer, merged)
         _adapt(pipe, adapted)
@@ -70,9 +73,23 @@ def set_loras(pipe: Any, specs: Sequence[LoraSpec]) -> list[Report]:
 
 
 def remove_loras(pipe: Any) -> None:
-    """Take every LoRA off again; merged weights get their own bits back."""
+    """Take every LoRA off again; merged weights get their own bits back.
+
+    >>> remove_loras(pipe)
+    """
     let_go(pipe.transformer)
     _take_off(pipe)
+
+
+def architecture_of(transformer: Any) -> Architecture:
+    """The architecture of a ``Flux2Transformer2DModel``.
+
+    >>> architecture_of(pipe.transformer).name
+    'FLUX.2 [klein] 9B'
+    """
+    config = transformer.config
+    hidden = config.num_attention_heads * config.attention_head_dim
+    return architecture(hidden, config.joint_attention_dim, config.num_layers, config.num_single_layers)
 
 
 def _take_off(pipe: Any) -> None:
@@ -83,11 +100,10 @@ def _take_off(pipe: Any) -> None:
     setattr(pipe.transformer, ORIGINALS, {})
 
 
-def architecture_of(transformer: Any) -> Architecture:
-    """The architecture of a ``Flux2Transformer2DModel``."""
-    config = transformer.config
-    hidden = config.num_attention_heads * config.attention_head_dim
-    return architecture(hidden, config.joint_attention_dim, config.num_layers, config.num_single_layers)
+def _check_forms(forms: Sequence[Form]) -> None:
+    lacking = next((form for form in forms if type(form) not in ADAPTERS), None)
+    if lacking is not None:
+        raise LoraError(f"the diffusers host cannot put on a {lacking.NAME}; add it to ADAPTERS in lora/peft_host.py.")
 
 
 def _diffusers_updates(row: Row, update: Update, target: Architecture) -> list[tuple[str, Update]]:
@@ -121,54 +137,57 @@ def _as_full(transformer: Any, row: Row, update: Update, strength: float) -> Upd
     return update._replace(form=Full(update.to(weight.device).change(strength, weight)), magnitude=None)
 
 
-def _is_for_peft(parts: Sequence[Part]) -> bool:
-    if not all(isinstance(part.update.form, LowRank) and not part.update.scales_columns for part in parts):
+def _is_for_peft(updates: Sequence[Update]) -> bool:
+    if not all(ADAPTERS[type(update.form)] and not update.scales_columns for update in updates):
         return False
-    return len(parts) == 1 or all(part.update.magnitude is None for part in parts)
+    return len(updates) == 1 or all(update.magnitude is None for update in updates)
 
 
-def _merge(transformer: Any, merged: Mapping[str, Sequence[Part]]) -> None:
+def _merge(transformer: Any, merged: Mapping[str, Sequence[Placed]]) -> None:
     originals = getattr(transformer, ORIGINALS)
-    for name, parts in merged.items():
+    for name, placed in merged.items():
         weight = transformer.get_parameter(name).data
         originals[name] = weight.to("cpu", copy=True)
         base = weight.float()
-        change = sum(part.update.to(weight.device).change(part.strength, base) for part in parts)
+        change = sum(update.to(weight.device).change(strength, base) for _, strength, update in placed)
         weight.copy_(base + change)
 
 
-def _adapt(pipe: Any, adapted: Mapping[str, Sequence[Part]]) -> None:
+def _adapt(pipe: Any, adapted: Mapping[str, Sequence[Placed]]) -> None:
     """One adapter a LoRA, and one more for its DoRAs: peft decides that for a whole adapter."""
-    adapters: dict[str, dict[str, Part]] = defaultdict(dict)
-    for name, parts in adapted.items():
-        for part in parts:
-            suffix = "" if part.update.magnitude is None else "_dora"
-            adapters[f"lora_{part.lora}{suffix}"][name.removesuffix(".weight")] = part
+    adapters: dict[str, dict[str, Update]] = defaultdict(dict)
+    strengths: dict[str, float] = {}
+    for name, placed in adapted.items():
+        for i, strength, update in placed:
+            adapter = f"lora_{i}" if update.magnitude is None else f"lora_{i}_dora"
+            adapters[adapter][name.removesuffix(".weight")] = update
+            strengths[adapter] = strength
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what is asked for
-        for adapter, modules in adapters.items():
-            _load(pipe, adapter, modules)
+        for adapter, updates in adapters.items():
+            _load(pipe, adapter, updates)
     if adapters:
-        scales = [next(iter(modules.values())).strength for modules in adapters.values()]
-        pipe.transformer.set_adapters(list(adapters), scales)
+        pipe.transformer.set_adapters(list(adapters), [strengths[adapter] for adapter in adapters])
 
 
-def _load(pipe: Any, adapter: str, modules: Mapping[str, Part]) -> None:
+def _load(pipe: Any, adapter: str, updates: Mapping[str, Update]) -> None:
     state: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
     ranks: dict[str, int] = {}
-    for module, part in modules.items():
-        form = part.update.form
+    for module, update in updates.items():
+        as_low_rank = ADAPTERS[type(update.form)]
+        assert as_low_rank is not None  # `_is_for_peft` has seen to it
+        form = as_low_rank(update.form)
         state |= {f"{module}.lora_A.weight": form.down, f"{module}.lora_B.weight": form.up}
-        if part.update.magnitude is not None:
-            state[f"{module}.lora_magnitude_vector"] = part.update.magnitude.flatten()
+        if update.magnitude is not None:
+            state[f"{module}.lora_magnitude_vector"] = update.magnitude.flatten()
         ranks[f"^{module}"], alphas[f"^{module}"] = form.rank, form.scale * form.rank
     config = {
         "r": 1,
         "lora_alpha": 1.0,
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
-        "target_modules": list(modules),
+        "target_modules": list(updates),
         "use_dora": adapter.endswith("_dora"),
     }
     pipe.transformer.load_lora_adapter(
@@ -178,12 +197,12 @@ def _load(pipe: Any, adapter: str, modules: Mapping[str, Part]) -> None:
 
 
 def _how(
-    lora: int, spec: LoraSpec, adapted: Mapping[str, Sequence[Part]], merged: Mapping[str, Sequence[Part]]
+    lora: int, spec: LoraSpec, adapted: Mapping[str, Sequence[Placed]], merged: Mapping[str, Sequence[Placed]]
 ) -> str:
     if spec.scale == 0:
         return "not used at strength 0"
     counts = {
-        word: sum(any(part.lora == lora for part in parts) for parts in found.values())
+        word: sum(any(i == lora for i, *_ in placed) for placed in found.values())
         for word, found in (("as peft adapters", adapted), ("merged", merged))
     }
     total = sum(counts.values())

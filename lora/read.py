@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..weights.header import StoredTensor, read_file_header
 from .config import CONFIG_FILE, AdapterConfig, config_of_metadata, read_config
-from .errors import LoraError
-from .names import belongs_to_flux_2
-from .report import printable
+from .forms import roles
+from .names import locate, parse
+from .report import LoraError, printable
 
 MAX_HEADER = 32_000_000  # bytes; a LoRA of ten thousand tensors has two million
 MAX_TENSORS = 20_000
@@ -36,9 +36,17 @@ SUFFIXES = (".safetensors", ".sft")  # in letters of either case, as ComfyUI lis
 ADAPTER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # as peft and diffusers save them
 
 
-class RawLora(NamedTuple):
-    """What lies on disk. ``keys``: every one of the file. ``tensors``: those of FLUX.2's modules. ``note``: what the
-    reader left aside, in words."""
+class LoraFile(NamedTuple):
+    """What lies on disk.
+
+    Attributes:
+        label: what errors and reports call it.
+        keys: every key of the file.
+        tensors: those of FLUX.2's modules.
+        metadata: of the safetensors file.
+        config: peft's, of the metadata or of the adapter_config.json beside it.
+        note: what the reader left aside, in words.
+    """
 
     label: str
     keys: tuple[str, ...]
@@ -56,6 +64,9 @@ def label_of(path: str | Path) -> str:
 
 def find_weights(path: str | Path) -> Path:
     """The .safetensors file of a LoRA: the file itself, or the one in a peft or diffusers folder.
+
+    >>> find_weights("my_adapter")
+    PosixPath('my_adapter/adapter_model.safetensors')
 
     Raises:
         LoraError: nothing there, another kind of file, or a folder without one clear file.
@@ -89,7 +100,10 @@ def _is_weights(path: Path) -> bool:
 
 
 def stamp(file: Path) -> tuple[object, ...]:
-    """What changes when a file or the config beside it does: path, size and time of each, and whose the config is."""
+    """What changes when a file or the config beside it does: path, size and time of each, and whose the config is.
+
+    >>> stamp(find_weights("style.safetensors")) == before
+    """
     beside = file.with_name(CONFIG_FILE)
     stamps = [
         (os.fspath(one.absolute()), status.st_size, status.st_mtime_ns)
@@ -99,8 +113,10 @@ def stamp(file: Path) -> tuple[object, ...]:
     return (*stamps, len(stamps) == 2 and _owns_config(file))
 
 
-def read_lora(file: Path) -> RawLora:
+def read_lora(file: Path) -> LoraFile:
     """Read the file that `find_weights` found.
+
+    >>> read_lora(find_weights("style.safetensors")).keys
 
     Tensors are copied into memory. A map of the file would lock it on Windows, and reading a map of a file that was
     truncated meanwhile ends the process.
@@ -112,7 +128,7 @@ def read_lora(file: Path) -> RawLora:
     try:
         header, metadata = read_file_header(file, f"LoRA {label}", MAX_HEADER, MAX_TENSORS)
         _check(label, {name: entry.dtype for name, entry in header.items()})
-        tensors = _read_tensors(file, label, {name: one for name, one in header.items() if belongs_to_flux_2(name)})
+        tensors = _read_tensors(file, label, {key: header[key] for key in _keys_of_flux_2(header)})
     except OSError as error:
         raise LoraError(f"LoRA {label} cannot be read ({error.strerror}); download it again.") from error
     except LoraError:
@@ -120,7 +136,7 @@ def read_lora(file: Path) -> RawLora:
     except ValueError as error:
         raise LoraError(f"{str(error).removesuffix('.')}; download it again.") from error
     config, note = _config(file, label)
-    return RawLora(label, tuple(header), tensors, metadata, config or config_of_metadata(label, metadata), note)
+    return LoraFile(label, tuple(header), tensors, metadata, config or config_of_metadata(label, metadata), note)
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -137,6 +153,12 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(bits.max() < first_bad and bits.view(unsigned).max() < first_bad + sign)
 
 
+def _keys_of_flux_2(keys: Iterable[str]) -> list[str]:
+    """Those of a known kind of LoRA whose module FLUX.2 has."""
+    known = roles()
+    return [key for key in keys if (parsed := parse(key, known)) and locate(parsed.module)]
+
+
 def _read_tensors(file: Path, label: str, entries: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
     """The tensors that entries of a header describe, on the CPU."""
     tensors = {}
@@ -151,7 +173,7 @@ def _read_tensors(file: Path, label: str, entries: Mapping[str, StoredTensor]) -
                     f"LoRA {label} does not fit into memory, {printable(name)} takes {size} bytes; end other programs."
                 ) from error
             opened.seek(entry.start)
-            if opened.readinto(content.numpy()) != size:
+            if opened.readinto(content.numpy().data) != size:
                 raise LoraError(f"LoRA {label} was cut short while it was read; run again when it is complete.")
             tensors[name] = content.view(dtype).reshape(entry.shape)
     return tensors

@@ -1,4 +1,4 @@
-"""What a LoRA file is and how much of it applies, for a node, the API and the command line."""
+"""What is said about a LoRA: the report of what it is and how much of it applies, and the error."""
 
 from __future__ import annotations
 
@@ -15,9 +15,31 @@ TRIGGER_KEYS = (
 )  # fmt: skip
 
 
+class LoraError(ValueError):
+    """A LoRA that cannot be used, or a request for one; the only error of this package.
+
+    Its sentence names the file, what is wrong and what to do.
+    """
+
+
 @dataclass(frozen=True)
 class Report:
-    """One LoRA. ``rank`` and ``alpha`` are words (``32``, ``8 to 64``, ``none``); ``left_out`` holds (module, why)."""
+    """One LoRA, for a node, the API and the command line.
+
+    >>> print(load_lora("style.safetensors", KLEIN_9B).report)
+
+    Attributes:
+        file: its name; with its folder's where its own says nothing.
+        format: the forms and the names in the file, in words.
+        base: the model that it was made for, or ``unknown``.
+        rank, alpha: in words (``32``, ``8 to 64``, ``none``).
+        applied, total: modules.
+        left_out: (module or key, why) of what does not apply.
+        trigger_words, training: what the trainer wrote into the metadata.
+        note: what the reader left aside.
+        problem: why the file cannot be used; empty where it can.
+        strength, how: with which strength and by which way it was put on a model; None and empty before.
+    """
 
     file: str
     format: str = "unknown"
@@ -35,7 +57,7 @@ class Report:
     how: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it; of the modules left out the first hundred, and how many there are."""
+        """The report as JSON takes it; of the modules left out the first hundred, and how many there are."""
         listed = [{"module": module, "why": why} for module, why in self.left_out[:MAX_LISTED]]
         return {**asdict(self), "left_out": listed, "left_out_count": len(self.left_out)}
 

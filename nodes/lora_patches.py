@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,10 @@ from comfy.patcher_extension import PatcherInjection
 from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter, WeightAdapterBase
 from torch import Tensor
 
-from ..lora import LoHa, LoKr, LowRank, Update
-from ..lora.updates import FORMS
+from ..lora import Form, Full, LoHa, LoKr, LowRank, Update
+from ..lora.forms import form_named
 from ..weights.architecture import Architecture, architecture
-from .lora_bypass import Bypass, Strong, is_quantised
+from .lora_bypass import Bypass, WithStrength, is_quantised
 
 APPLY = ("auto", "merge", "bypass")
 PREFIX = "diffusion_model."
@@ -35,8 +35,9 @@ class DoraPatch(WeightAdapterBase):
         self.weights = weights
 
     @classmethod
-    def of(cls, weight: str, strong: Sequence[Strong]) -> DoraPatch:
-        entries = ((update.form.name, tuple(update.form), update.magnitude, update.rows, own) for update, own in strong)
+    def of(cls, weight: str, updates: Sequence[WithStrength]) -> DoraPatch:
+        """The patch of a weight that makes these updates of it."""
+        entries = ((one.form.NAME, one.form.fields(), one.magnitude, one.rows, strength) for one, strength in updates)
         return cls({weight}, tuple(entries))
 
     def calculate_weight(
@@ -50,10 +51,11 @@ class DoraPatch(WeightAdapterBase):
         intermediate_dtype: torch.dtype = torch.float32,
         original_weight: Any = None,
     ) -> Tensor:
+        """ComfyUI's name for what changes a weight in place."""
         base = weight.float()
         total = torch.zeros_like(base)
         for form, fields, magnitude, rows, own in self.weights:
-            update = Update(key, rows, FORMS[form](*fields), magnitude).to(weight.device)
+            update = Update(key, rows, form_named(form)(*fields), magnitude).to(weight.device)
             update.within(total).add_(update.change(own, base))
         weight += function((strength * total).to(weight.dtype))
         return weight
@@ -61,6 +63,9 @@ class DoraPatch(WeightAdapterBase):
 
 def architecture_of(model: Any) -> Architecture:
     """The architecture of a MODEL.
+
+    >>> architecture_of(model).name
+    'FLUX.2 [klein] 9B'
 
     Raises:
         ValueError: it is no FLUX.2.
@@ -81,6 +86,8 @@ def apply_updates(
 ) -> tuple[Any, list[Counter[str]]]:
     """A clone of a MODEL with LoRAs on it, beside what it already carries.
 
+    >>> model, counts = apply_updates(model, [(lora.updates, 0.8)], "auto")
+
     Args:
         stack: the updates and the strength of each LoRA.
         apply: merge; bypass; or auto, which bypasses where merging would requantise, a DoRA excepted.
@@ -89,12 +96,12 @@ def apply_updates(
         the clone, and for each LoRA how many of its updates were ``merged`` and ``bypassed``.
 
     Raises:
-        ValueError: bypass of a DoRA, which needs the base weight.
+        ValueError: bypass of a DoRA, which needs the base weight; a form that has no patch.
     """
     clone = model.clone()
     names = set(_shapes(clone))
-    bypassed: dict[str, list[Strong]] = defaultdict(list)
-    doras: dict[str, list[Strong]] = defaultdict(list)
+    bypassed: dict[str, list[WithStrength]] = defaultdict(list)
+    doras: dict[str, list[WithStrength]] = defaultdict(list)
     how = []
     for updates, strength in stack:
         patches: dict[Any, Any] = {}
@@ -104,11 +111,11 @@ def apply_updates(
             bypass = _is_bypassed(clone, key, update, apply)
             counts["bypassed" if bypass else "merged"] += 1
             if bypass:
-                bypassed[key].append(Strong(update, strength))
+                bypassed[key].append((update, strength))
             elif update.magnitude is not None:
-                doras[key].append(Strong(update, strength))
+                doras[key].append((update, strength))
             else:
-                patches[key if update.rows is None else (key, (0, *update.rows))] = _patch(update)
+                patches[key if update.rows is None else (key, (0, *update.rows))] = _patch(update.form)
         _add_patches(clone, patches, strength)
         how.append(counts)
     _add_doras(clone, doras)
@@ -138,20 +145,30 @@ def _add_patches(model: Any, patches: Mapping[Any, Any], strength: float = 1.0) 
         raise ValueError(f"the model does not take a change of {missed[0]}; choose apply bypass, or load it otherwise.")
 
 
-def _patch(update: Update) -> Any:
-    """ComfyUI's own patch for a form; its adapters scale by alpha / rank."""
-    form = update.form
-    if isinstance(form, LowRank):
-        return LoRAAdapter(set(), (form.up, form.down, form.scale * form.rank, None, None, None))
-    if isinstance(form, LoHa):
-        alpha = form.scale * form.rank
-        return LoHaAdapter(set(), (form.w1_a, form.w1_b, alpha, form.w2_a, form.w2_b, None, None, None))
-    if isinstance(form, LoKr):
-        return _lokr(form)
+def _patch(form: Form) -> Any:
+    """ComfyUI's own patch for a form."""
+    if type(form) not in PATCHES:
+        raise ValueError(f"ComfyUI's side cannot merge a {form.NAME}; add it to PATCHES in nodes/lora_patches.py.")
+    return PATCHES[type(form)](form)
+
+
+def _low_rank(form: LowRank) -> LoRAAdapter:
+    """The adapter scales by alpha / rank."""
+    return LoRAAdapter(set(), (form.up, form.down, form.scale * form.rank, None, None, None))
+
+
+def _loha(form: LoHa) -> LoHaAdapter:
+    """The adapter scales by alpha / rank."""
+    alpha = form.scale * form.rank
+    return LoHaAdapter(set(), (form.w1_a, form.w1_b, alpha, form.w2_a, form.w2_b, None, None, None))
+
+
+def _full(form: Full) -> tuple[str, tuple[Tensor]]:
     return ("diff", (form.diff,))
 
 
 def _lokr(form: LoKr) -> LoKrAdapter:
+    """The adapter scales by alpha / rank."""
     if form.rank is None and form.scale != 1:  # whole factors, which the adapter never scales
         form = LoKr((form.scale * form.w1[0].float(),), form.w2, 1.0)
     w1, w2 = (((factor[0], None, None) if len(factor) == 1 else (None, *factor)) for factor in (form.w1, form.w2))
@@ -159,12 +176,16 @@ def _lokr(form: LoKr) -> LoKrAdapter:
     return LoKrAdapter(set(), (w1[0], w2[0], alpha, w1[1], w1[2], w2[1], w2[2], None, None))
 
 
-def _add_doras(model: Any, doras: Mapping[str, Sequence[Strong]]) -> None:
+# What ComfyUI gets of each form where it is merged.
+PATCHES: dict[type[Form], Callable[[Any], Any]] = {LowRank: _low_rank, LoKr: _lokr, LoHa: _loha, Full: _full}
+
+
+def _add_doras(model: Any, doras: Mapping[str, Sequence[WithStrength]]) -> None:
     """Before every patch that only adds, so that they see the base weight; together with the DoRAs that are there."""
     added = {}
-    for key, strong in doras.items():
+    for key, updates in doras.items():
         patches = model.patches.get(key, [])
-        mine = DoraPatch.of(key, strong)
+        mine = DoraPatch.of(key, updates)
         there = next((i for i, patch in enumerate(patches) if isinstance(patch[1], DoraPatch)), None)
         if there is not None:
             mine.weights = patches.pop(there)[1].weights + mine.weights

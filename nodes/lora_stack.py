@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import folder_paths
@@ -15,7 +15,7 @@ from comfy_execution.graph import ExecutionBlocker
 
 from ..lora import MAX_LORAS, Lora, Report, load_loras
 from ..lora.read import stamp
-from .common import CATEGORY
+from .common import CATEGORY, is_inside
 from .lora_patches import APPLY, apply_updates, architecture_of
 from .messages import SAYS, said
 
@@ -43,17 +43,23 @@ class KleinLoraStack(io.ComfyNode):
             search_aliases=["lora", "load lora", "lora stack", "lokr", "dora", "klein lora"],
             inputs=[
                 io.Model.Input(
-                    "model", optional=True,
+                    "model",
+                    optional=True,
                     tooltip="The model to change. Without one the stack is only passed on, for another stack or a "
                     "remote run.",
                 ),
                 *(part for slot in SLOTS for part in _slot(slot)),
                 LoraStack.Input(
-                    "lora_stack", optional=True,
+                    "lora_stack",
+                    optional=True,
                     tooltip=f"LoRAs of another stack, put before these. {MAX_LORAS} are allowed in all.",
                 ),
                 io.Combo.Input(
-                    "apply", options=list(APPLY), default=APPLY[0], optional=True, advanced=True,
+                    "apply",
+                    options=list(APPLY),
+                    default=APPLY[0],
+                    optional=True,
+                    advanced=True,
                     tooltip="merge adds the LoRAs to the weights, bypass to the layers' outputs. auto bypasses where "
                     "merging would round quantised weights (fp8, NVFP4) again, and merges elsewhere and for DoRA.",
                 ),
@@ -74,7 +80,7 @@ class KleinLoraStack(io.ComfyNode):
     def fingerprint_inputs(cls, **inputs: Any) -> Any:
         """The files' own times and sizes: a LoRA that was trained on is another one under the same name."""
         names = [chosen(inputs, slot) for slot in SLOTS]
-        paths = [folder_paths.get_full_path(FOLDER, name) for name in names if name and lies_inside(name)]
+        paths = [folder_paths.get_full_path(FOLDER, name) for name in names if name and is_inside(name)]
         return [stamp(Path(path)) for path in paths if path]
 
     @classmethod
@@ -171,7 +177,7 @@ def find(name: str) -> str:
     Raises:
         ValueError: it does not exist (any more), or its name would leave the folder.
     """
-    if not lies_inside(name):
+    if not is_inside(name):
         raise ValueError(f"LoRA {name!r} lies outside models/{FOLDER}/; move it there and choose it by its name.")
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
@@ -179,15 +185,7 @@ def find(name: str) -> str:
     return path
 
 
-def lies_inside(name: str) -> bool:
-    """Whether a name stays in its folder on any system: without ``..``, and no part a root or a drive (``C:``)."""
-    parts = PureWindowsPath(name).parts  # which takes both kinds of slashes apart
-    return ".." not in parts and "\0" not in name and not any(PureWindowsPath(part).anchor for part in parts)
-
-
-def with_loras(
-    model: Any, stack: Sequence[Entry], paths: Sequence[str], apply: str
-) -> tuple[Any, list[Report]]:
+def with_loras(model: Any, stack: Sequence[Entry], paths: Sequence[str], apply: str) -> tuple[Any, list[Report]]:
     """The model with the LoRAs on it, and a report of each."""
     if not stack:
         return model, []
@@ -206,11 +204,19 @@ def with_loras(
 def _slot(slot: int) -> tuple[io.Input, io.Input]:
     return (
         io.Combo.Input(
-            f"lora_{slot}", options=[NONE, *folder_paths.get_filename_list(FOLDER)], default=NONE, optional=True,
+            f"lora_{slot}",
+            options=[NONE, *folder_paths.get_filename_list(FOLDER)],
+            default=NONE,
+            optional=True,
             tooltip=f"A LoRA of models/{FOLDER}/, in any format.",
         ),
         io.Float.Input(
-            f"strength_{slot}", default=STRENGTH, min=-100.0, max=100.0, step=0.05, optional=True,
+            f"strength_{slot}",
+            default=STRENGTH,
+            min=-100.0,
+            max=100.0,
+            step=0.05,
+            optional=True,
             tooltip="How strongly it changes the model; 0 leaves it out, below 0 turns it around.",
         ),
     )

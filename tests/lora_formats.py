@@ -118,6 +118,12 @@ FORMATS = {
     ),
 }  # fmt: skip
 
+# The form of `lora_new_form`, which is none of the package's.
+NEW_FORM = {
+    "transformer.<diffusers> rank one": Format("diffusers", dotted("transformer."), "rank one", alpha=True),
+    "lora_unet_<BFL> rank one": Format("bfl", joined("lora_unet_"), "rank one", alpha=True),
+}
+
 # diffusers' names, but q, k and v in one: what that is called in the two streams of a double block.
 FUSED = {"fused": ("attn.to_qkv", "attn.to_added_qkv"), "fused by OneTrainer": ("attn.qkv", "attn.added_qkv")}
 PARTS = (("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"))
@@ -255,6 +261,9 @@ def _factors(form: Format, i: int, shape: torch.Size, generator: torch.Generator
     if form.kind == "whole lokr":
         w1, w2 = draw(4, 4), draw(out // 4, into // 4)
         return {"lokr_w1": w1, "lokr_w2": w2}, torch.kron(w1, w2), None
+    if form.kind == "rank one":
+        rows, columns = draw(out), draw(into)
+        return {"rank_one_rows": rows, "rank_one_columns": columns}, torch.outer(rows, columns), 1
     if form.kind == "lokr":
         return _lokr(form, i, out, into, draw)
     a, b = draw(RANK, into), draw(out, RANK)

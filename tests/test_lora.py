@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from klein_cns.klein import KleinPipeline
-from klein_cns.lora import LoraSpec, parse_loras, stack
+from klein_cns.lora import LoraSpec, load, parse_loras
 from safetensors.torch import load_file, save_file
 
 SMALL = {"num_inference_steps": 2, "seed": 5, "image_size": (64, 64)}
@@ -68,7 +68,7 @@ def test_what_a_user_may_write(tmp_path):
 )
 def test_a_drive_of_windows_is_part_of_the_path(path, monkeypatch):
     """With a scale and without, on every system."""
-    monkeypatch.setattr(stack, "find_weights", lambda path: path)
+    monkeypatch.setattr(load, "find_weights", lambda path: path)
     for given in (path, Path(path) if "/" in path else path, {"path": path}):
         assert parse_loras([given]) == [LoraSpec(path, 1.0)]
     for scale in (0.5, -2.0):

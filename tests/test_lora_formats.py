@@ -6,10 +6,11 @@ import pytest
 import torch
 from klein_cns.klein import tiny
 from klein_cns.klein.convert import bfl_to_diffusers, diffusers_to_bfl
-from klein_cns.lora import LoraSpec, load_lora
+from klein_cns.lora import LoraError, LoraSpec, forms, load_lora, peft_host
 from klein_cns.lora.peft_host import remove_loras, set_loras
 from klein_cns.weights.architecture import TINY
-from lora_formats import FORMATS, linears, save, write
+from lora_formats import FORMATS, NEW_FORM, linears, save, write
+from lora_new_form import new_form
 from torch.nn import functional as F
 
 EXACT = 1e-5
@@ -95,7 +96,29 @@ def test_every_format_means_what_it_was_written_from(name, state, tmp_path, seed
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_applies_exactly_on_the_diffusers_host(name, pipe, other, state, tmp_path, seed):
-    sample = write(FORMATS[name], state, seed)
+    check_on_the_diffusers_host(FORMATS[name], pipe, other, state, tmp_path, seed)
+
+
+@pytest.mark.parametrize("name", NEW_FORM)
+def test_a_new_form_is_a_class_in_the_list_of_forms_and_a_line_in_a_hosts_table(
+    name, pipe, other, state, tmp_path, seed, monkeypatch
+):
+    """As CONTRIBUTING.md says; the ComfyUI host has the same test."""
+    file = tmp_path / "a.safetensors"
+    save(write(NEW_FORM[name], state, seed), file)
+    with pytest.raises(LoraError, match=r"holds nothing that applies .*no parameter of a known kind of LoRA"):
+        load_lora(file, TINY)
+    form = new_form(forms)
+    monkeypatch.setattr(forms, "FORMS", (*forms.FORMS, form))
+    assert load_lora(file, TINY).report.format.startswith("rank one, ")
+    with pytest.raises(LoraError, match="the diffusers host cannot put on a rank one; add it to ADAPTERS in lora"):
+        set_loras(pipe, [LoraSpec(str(file), 1.0)])
+    monkeypatch.setitem(peft_host.ADAPTERS, form, None)
+    check_on_the_diffusers_host(NEW_FORM[name], pipe, other, state, tmp_path, seed)
+
+
+def check_on_the_diffusers_host(form, pipe, other, state, tmp_path, seed):
+    sample = write(form, state, seed)
     save(sample, tmp_path / "a.safetensors")
     plain = run(pipe.transformer)
     (report,) = set_loras(pipe, [LoraSpec(str(tmp_path / "a.safetensors"), 1.0)])
@@ -106,8 +129,8 @@ def test_every_format_applies_exactly_on_the_diffusers_host(name, pipe, other, s
     expected = with_changes(other, state, sample.delta)
     assert float((expected - plain).abs().max()) > 1e-3
     assert error(run(pipe.transformer), expected) <= EXACT
-    merged = ("lokr", "whole lokr", "loha", "diff", "column dora")
-    words = "merged" if FORMATS[name].kind in merged else "as peft adapters"
+    merged = ("lokr", "whole lokr", "loha", "diff", "column dora", "rank one")
+    words = "merged" if form.kind in merged else "as peft adapters"
     assert words in report.how
     remove_loras(pipe)
     assert torch.equal(run(pipe.transformer), plain)

@@ -20,9 +20,9 @@ from klein_cns.lora import LoKr, Lora, LoraError, LowRank, Report, Update, exami
 from klein_cns.lora import load as loading
 from klein_cns.lora import read as reading
 from klein_cns.lora.canonical import canonical
+from klein_cns.lora.forms import LoHa
 from klein_cns.lora.names import locate
 from klein_cns.lora.read import FIRST_BAD, is_finite, read_lora
-from klein_cns.lora.updates import LoHa
 from klein_cns.weights.architecture import ARCHITECTURES, DEV, KLEIN_4B, KLEIN_9B, TINY
 from safetensors.torch import load_file, save_file
 
@@ -619,11 +619,11 @@ def test_hostile_headers(file):
         (b" " * 33_000_000, "has a header of 33000000 bytes; at most 32000000 are read"),
         ({}, "4 bytes follow|holds no tensors"),
     ):
-        start = time.perf_counter()
+        start = time.process_time()
         header_file(file, header, b"\0" * 4)
         with pytest.raises(LoraError, match=says):
             load_lora(file, TINY)
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
     file.write_bytes(struct.pack("<Q", 2**60) + b"{}")
     with pytest.raises(LoraError, match="is no safetensors file"):
         load_lora(file, TINY)
@@ -633,11 +633,11 @@ def test_a_header_of_very_many_tensors_is_refused_early(file):
     entries = {f"{i}": {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]} for i in range(400_000)}
     header_file(file, json.dumps(entries, separators=(",", ":")).encode(), b"\0" * len(entries))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(LoraError, match="has 400000 tensors; at most 20000 are read"):
         load_lora(file, TINY)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
-    assert time.perf_counter() - start < 5 and grown < 500
+    assert time.process_time() - start < 5 and grown < 500
 
 
 @pytest.mark.parametrize("rank", [2, 8, 20])
@@ -704,7 +704,7 @@ def test_fuzz(tmp_path, seed):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(MUTATIONS):
         file.write_bytes(mutate(rng, rng.choice(seeds)))
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             lora = canonical(read_lora(file), TINY)  # past the store, which knows files by their time
             if lora.report.problem:
@@ -717,7 +717,7 @@ def test_fuzz(tmp_path, seed):
             assert report.applied == len(lora.updates) > 0
             assert report.applied + len(report.left_out) >= report.total and str(report)
             used += 1
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.process_time() - start)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
     print(f"{used} used, {refusals} refused, slowest {slowest:.3f} s, {grown:.0f} MB more at most")
     assert used > 100 and refusals > 1000

@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 
 import pytest
-from klein_cns.lora.errors import LoraError
+from klein_cns.lora import LoraError
 from klein_cns.remote.errors import NotAccepted, RemoteError
 
 

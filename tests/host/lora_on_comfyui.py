@@ -7,7 +7,8 @@ CASES.json: ``weights`` (a BFL state dict), ``quantise`` (none, fp8 storage, or 
 MODEL, either ``{"klein": [[file, strength], ...], "apply": mode}`` or ``{"comfyui": file, "strength": s, "bypass":
 bool}``, and where to write what came out: every weight as it acts under BFL's name, ``output``, the model's, and in the
 metadata how the updates of each LoRA were applied. ``held``, where given, are four files: printed is which of them are
-in memory while a MODEL has the first and others were loaded since, without that MODEL, and without any.
+in memory while a MODEL has the first and others were loaded since, without that MODEL, and without any. ``new_form``,
+where given, is a file like lora_new_form.py, whose form is added first; printed is what is said until it has a patch.
 """
 
 import gc
@@ -118,12 +119,30 @@ def held(state, files):
     print(json.dumps(found))
 
 
+def add_form(model, given):
+    from klein_pack.lora import forms
+    from klein_pack.nodes.lora_patches import PATCHES
+
+    spec = importlib.util.spec_from_file_location("new_form", given["new_form"])
+    new = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(new)
+    form = new.new_form(forms)
+    forms.FORMS = (*forms.FORMS, form)
+    try:
+        step(model, given["cases"][0]["steps"][0])
+    except ValueError as error:
+        print(json.dumps(str(error)))
+    PATCHES[form] = new.as_patch
+
+
 def main():
     given = json.loads(Path(cases).read_text())
     state, inputs = load_file(given["weights"]), load_file(given["inputs"])
     if given["held"]:
         return held(state, given["held"])
     model = load_model(state, given["quantise"])
+    if given["new_form"]:
+        add_form(model, given)
     names = [name for name, tensor in state.items() if tensor.ndim == 2]
     compiled = torch.compile(model.model.diffusion_model, backend="eager") if given["compile"] else None
     save_file(measure(model, inputs, names, compiled), given["plain"])

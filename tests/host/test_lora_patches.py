@@ -12,7 +12,7 @@ import torch
 from comfy_host import ROOT
 from klein_cns.klein import tiny
 from klein_cns.klein.convert import bfl_to_diffusers, diffusers_to_bfl
-from lora_formats import FORMATS, save, write
+from lora_formats import FORMATS, NEW_FORM, save, write
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -43,9 +43,9 @@ class Cases:
     def add(self, *steps):
         self.cases.append({"steps": steps, "result": str(self.folder / f"result{len(self.cases)}.safetensors")})
 
-    def run(self, quantise="", compile=False):
+    def run(self, quantise="", compile=False, new_form=""):
         """(plain, the result of each case, plain again)."""
-        given = self._start(quantise=quantise, compile=compile)[0]
+        given, self.printed = self._start(quantise=quantise, compile=compile, new_form=new_form)
         return (
             load_file(given["plain"]),
             [load_file(case["result"]) for case in self.cases],
@@ -56,13 +56,13 @@ class Cases:
         """What ``lora_on_comfyui.py`` prints of these."""
         return json.loads(self._start(held=[str(file) for file in files])[1].splitlines()[-1])
 
-    def _start(self, quantise="", compile=False, held=()):
+    def _start(self, quantise="", compile=False, held=(), new_form=""):
         """The files of a run, and what it printed."""
         python_folder, python = self.comfyui
         given = {name: str(self.folder / f"{name}.safetensors") for name in ("weights", "inputs", "plain", "after")}
         file = self.folder / "cases.json"
-        options = {"quantise": quantise, "compile": compile, "held": held, "cases": self.cases}
-        file.write_text(json.dumps({**given, **options}))
+        options = {"quantise": quantise, "compile": compile, "held": held, "new_form": str(new_form)}
+        file.write_text(json.dumps({**given, **options, "cases": self.cases}))
         done = subprocess.run(
             [python, SCRIPT, ROOT, file], cwd=python_folder, capture_output=True, text=True, check=False, timeout=600,
             env={**os.environ, "PYTHONPATH": str(python_folder)},
@@ -115,7 +115,7 @@ def assert_same_output(found, expected):
 
 def saved(form, state, folder, seed, strength=1.0):
     """(path, strength) of a new LoRA, and what it does at that strength."""
-    sample = write(FORMATS[form], state, seed, strength)
+    sample = write({**FORMATS, **NEW_FORM}[form], state, seed, strength)
     path = folder / f"{seed}-{strength}" / "a.safetensors"
     save(sample, path)
     return [str(path), strength], sample.delta
@@ -221,3 +221,16 @@ def test_a_lora_is_in_memory_as_long_as_a_model_uses_it(cases, state, tmp_path, 
     """And the last three as long as the model that they were put on, so that changing a strength reads no file."""
     files = [saved(COMFYUI_READS, state, tmp_path, seed + i)[0][0] for i in range(4)]
     assert cases.held(files) == [[True] * 4, [False, True, True, True], [False] * 4]
+
+
+def test_a_new_form_is_a_class_in_the_list_of_forms_and_a_line_in_a_hosts_table(cases, state, tmp_path, seed):
+    """As CONTRIBUTING.md says; merged and bypassed. The diffusers host has the same test."""
+    made = [saved(form, state, tmp_path, seed + i, 0.7) for i, form in enumerate(NEW_FORM)]
+    for lora, _ in made:
+        for apply in ("merge", "bypass"):
+            cases.add({"klein": [lora], "apply": apply})
+    plain, found, _ = cases.run(new_form=ROOT / "tests" / "lora_new_form.py")
+    says = json.loads(cases.printed.splitlines()[-1])
+    assert says == "ComfyUI's side cannot merge a rank one; add it to PATCHES in nodes/lora_patches.py."
+    for i, result in enumerate(found):
+        assert_changed_by(result, plain, made[i // 2][1])
