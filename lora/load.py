@@ -18,12 +18,12 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..endpoint import MAX_LORAS
 from ..weights.architecture import KLEIN_9B, Architecture
 from .canonical import Lora, canonical
 from .read import find_weights, label_of, read_lora, stamp
 from .report import LoraError
 
-MAX_LORAS = 3
 MAX_KEPT = 2**30  # bytes, of all LoRAs that are kept
 CLOCK_TICK = 0.02  # seconds; file systems step their times by up to this
 DRIVE = re.compile(r"(?:\\\\\?\\)?[A-Za-z]")  # of Windows, before its colon: C or \\?\C
