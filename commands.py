@@ -86,8 +86,10 @@ def _run(args: argparse.Namespace, request: dict[str, Any], pictures: list[str])
     cns = CNSParams.from_endpoint(request)
     shaping = [name for name in request if name.startswith(PREFIX)] + [GAMMA_FILE] * (gamma_file is not None)
     if shaping and not cns.enable_cns:
-        _say(f"{SWITCH} is off, so {', '.join(shaping)} {'has' if len(shaping) == 1 else 'have'} no effect; "
-             "turn it on with --enable-cns.")
+        _say(
+            f"{SWITCH} is off, so {', '.join(shaping)} {'has' if len(shaping) == 1 else 'have'} no effect; "
+            "turn it on with --enable-cns."
+        )
     own = {name: value for name, value in request.items() if name not in cns.to_request()}
     run = KleinRequest(cns=cns, **own)
     output_files(args.output, run.num_images, output_format)
@@ -200,9 +202,7 @@ def _add_run_options(parser: argparse.ArgumentParser, run: Callable[[argparse.Na
     parser.set_defaults(run=run)
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
     parser.add_argument("--params", metavar="FILE.json", help="a request as the endpoint takes it; options override it")
-    parser.add_argument(
-        "--lora", dest="loras", action="append", metavar="PATH:SCALE", help=f"up to {MAX_LORAS} times"
-    )
+    parser.add_argument("--lora", dest="loras", action="append", metavar="PATH:SCALE", help=f"up to {MAX_LORAS} times")
     parser.add_argument("--output-format", choices=tuple(FORMATS), help="default: the ending of OUT")
     machine = parser.add_argument_group("model and machine")
     machine.add_argument("--model", default=HUB_ID, metavar="FOLDER|HUB_ID|tiny", help="default %(default)s")
@@ -215,7 +215,8 @@ def _add_run_options(parser: argparse.ArgumentParser, run: Callable[[argparse.Na
     cns = parser.add_argument_group("Colored Noise Sampling")
     _add_fields(cns, CNSParams, public_name)
     cns.add_argument(
-        f"--{GAMMA_FILE.replace('_', '-')}", metavar="FILE|NAME",
+        f"--{GAMMA_FILE.replace('_', '-')}",
+        metavar="FILE|NAME",
         help=f"a measured gamma, or a shipped one: {', '.join(FITS)}. Default {UNGUIDED}.",
     )
 
@@ -232,7 +233,9 @@ def _add_fields(group: Any, cls: type, public: Callable[[str], str]) -> None:
         if isinstance(spec.default, bool):
             default = False if spec.name == SWITCH else spec.default
             group.add_argument(
-                *flags, action=argparse.BooleanOptionalAction, default=None,
+                *flags,
+                action=argparse.BooleanOptionalAction,
+                default=None,
                 help=f"{text} Default {'on' if default else 'off'}.",
             )
             continue

@@ -25,8 +25,16 @@ def main() -> int:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, copy)
         command = [
-            sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml", "--cache-dir", ROOT / ".mypy_cache",
-            "--package", PACKAGE, *sys.argv[1:],
+            sys.executable,
+            "-m",
+            "mypy",
+            "--config-file",
+            ROOT / "pyproject.toml",
+            "--cache-dir",
+            ROOT / ".mypy_cache",
+            "--package",
+            PACKAGE,
+            *sys.argv[1:],
         ]
         return subprocess.run(command, cwd=folder, check=False).returncode
 

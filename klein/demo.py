@@ -56,8 +56,13 @@ def plot_spectrum(path: Path, sigmas: np.ndarray, size: tuple[int, int]) -> None
     from ..sampler.spectrum import radial_bands
 
     guided = CNSParams(
-        formula="authors", gamma_divider=25.0, power_gamma=0.5, energy_scale=0.998,
-        alpha_tilt_start=-0.1, alpha_tilt_end=0.03, alpha_exp_interp=False,
+        formula="authors",
+        gamma_divider=25.0,
+        power_gamma=0.5,
+        energy_scale=0.998,
+        alpha_tilt_start=-0.1,
+        alpha_tilt_end=0.03,
+        alpha_exp_interp=False,
     )
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     panels: list[tuple[Any, ...]] = [

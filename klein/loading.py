@@ -117,9 +117,13 @@ def _from_pretrained(model: str, torch_dtype: torch.dtype) -> Flux2KleinPipeline
         if is_out_of_memory(error):
             raise
         reason = first_line(error).partition(" (")[0]
-        hint = "download its folder again" if folder.exists() else (
-            "check the network, accept the model's licence on its page and log in with `hf auth login`, "
-            "or give a folder that holds it"
+        hint = (
+            "download its folder again"
+            if folder.exists()
+            else (
+                "check the network, accept the model's licence on its page and log in with `hf auth login`, "
+                "or give a folder that holds it"
+            )
         )
         raise ValueError(f"model {model!r} cannot be loaded ({reason}); {hint}.") from error
     check_components(pipe.transformer.config, pipe.text_encoder.config.to_dict(), pipe.vae.config)

@@ -23,12 +23,14 @@ class KleinRequest:
 
     prompt: str = field(metadata={"help": "What to make or change."})
     negative_prompt: str = field(default="", metadata={"help": "What to avoid."})
-    guidance_scale: float = number(
-        5.0, 0.0, 20.0, 0.1, "Classifier-free guidance; 1 is none and takes half the time."
-    )
+    guidance_scale: float = number(5.0, 0.0, 20.0, 0.1, "Classifier-free guidance; 1 is none and takes half the time.")
     num_inference_steps: int = number(28, 1, 200, 1, "Denoising steps; the endpoint allows 4 to 50.")
     seed: int = number(
-        None, 0, MAX_SEED, 1, "Where the noise starts; left out, a random one, which is reported. "
+        None,
+        0,
+        MAX_SEED,
+        1,
+        "Where the noise starts; left out, a random one, which is reported. "
         "Seeds that differ by a multiple of 2^32 draw the same noise.",
     )
     image_size: str | tuple[int, int] = field(

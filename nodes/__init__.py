@@ -10,10 +10,10 @@ from .cns_ksampler import CNSKSampler
 from .cns_sampler import CNSSampler
 from .decode import KleinDecode
 from .edit_conditioner import KleinEditConditioner
-from .errors import with_plain_errors
 from .fal_edit import KleinFalEdit
 from .fal_requests import KleinFalRequests
 from .lora_stack import KleinLoraStack
+from .plain_errors import with_plain_errors
 from .route import KleinRoute
 
 add_gamma_folder()

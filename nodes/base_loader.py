@@ -33,11 +33,17 @@ class KleinBaseLoader(io.ComfyNode):
                 _combo("text_encoder", "text_encoder"),
                 _combo("vae", "vae"),
                 io.Combo.Input(
-                    "weight_dtype", options=list(model_files.WEIGHT_DTYPES), default="default", advanced=True,
+                    "weight_dtype",
+                    options=list(model_files.WEIGHT_DTYPES),
+                    default="default",
+                    advanced=True,
                     tooltip="default keeps the file's own precision; fp8 halves the memory of a bf16 file.",
                 ),
                 io.Combo.Input(
-                    "text_encoder_device", options=DEVICES, default="default", advanced=True,
+                    "text_encoder_device",
+                    options=DEVICES,
+                    default="default",
+                    advanced=True,
                     tooltip="cpu keeps the text encoder off the GPU: slower prompts, more free memory.",
                 ),
             ],
@@ -76,7 +82,9 @@ def _combo(name: str, kind: str) -> io.Input:
     wanted, options = WANTED[kind], model_files.choices(kind)
     usual = [file for file, _ in wanted.sources]
     return io.Combo.Input(
-        name, options=options, default=next((file for file in usual if file in options), usual[0]),
+        name,
+        options=options,
+        default=next((file for file in usual if file in options), usual[0]),
         tooltip=f"{wanted.what}: a file of models/{wanted.folder}/, or a diffusers folder of models/diffusers/.",
     )
 

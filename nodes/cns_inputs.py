@@ -103,6 +103,9 @@ def widget(name: str, spec: Any, advanced: bool | None = None) -> io.Input:
 def _gamma_file() -> io.Input:
     files = gamma_files()
     return io.Combo.Input(
-        GAMMA_FILE, options=files, default=files[0], advanced=True,
+        GAMMA_FILE,
+        options=files,
+        default=files[0],
+        advanced=True,
         tooltip=f"Which gamma 'matrix' takes: a shipped fit, or a file of models/{GAMMA_FOLDER}/.",
     )

@@ -41,22 +41,37 @@ class CNSKSampler(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="What to avoid, with the same reference pictures."),
                 io.Latent.Input("latent_image", tooltip="The latent to start from; its size is the picture's."),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
                     tooltip="Where the noise starts, the initial and the injected.",
                 ),
                 io.Int.Input("steps", default=28, min=1, max=10000, tooltip="Denoising steps."),
                 io.Float.Input(
-                    "cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
+                    "cfg",
+                    default=5.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
                     tooltip="Classifier-free guidance; klein Base likes 4 to 5. 1 is none and takes half the time.",
                 ),
                 solver_input(),
                 io.Combo.Input(
-                    "scheduler", options=[*SCHEDULES, *comfy.samplers.SCHEDULER_NAMES], default="flux2",
+                    "scheduler",
+                    options=[*SCHEDULES, *comfy.samplers.SCHEDULER_NAMES],
+                    default="flux2",
                     tooltip="flux2 is klein's own schedule, log_snr an experiment that is more exact at few steps. The "
                     "others are ComfyUI's, with a fixed shift.",
                 ),
                 io.Float.Input(
-                    "denoise", default=1.0, min=0.0, max=1.0, step=0.01,
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
                     tooltip="Below 1 only the last part of the schedule runs, and the latent is kept in part.",
                 ),
                 *cns_inputs(),
@@ -111,12 +126,22 @@ class CNSKSampler(io.ComfyNode):
         noise = comfy.sample.prepare_noise(samples, seed, batch_index)
         told: list[str] = []
         options = {
-            "params": params, "solver": solver, "progress": progress, "batch_index": batch_index,
+            "params": params,
+            "solver": solver,
+            "progress": progress,
+            "batch_index": batch_index,
             "tell": told.extend,
         }
         x0: dict[str, torch.Tensor] = {}
         result = comfy.sample.sample_custom(
-            model, noise, cfg, comfy.samplers.KSAMPLER(sample, options), sigmas, positive, negative, samples,
+            model,
+            noise,
+            cfg,
+            comfy.samplers.KSAMPLER(sample, options),
+            sigmas,
+            positive,
+            negative,
+            samples,
             noise_mask=latent.get("noise_mask"),
             callback=latent_preview.prepare_callback(model, len(sigmas) - 1, x0),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,

@@ -43,7 +43,11 @@ class CNSSampler(io.ComfyNode):
                 solver_input(),
                 *cns_inputs(switch=False),
                 io.Int.Input(
-                    "cns_seed", default=-1, min=-1, max=2**63 - 1, advanced=True,
+                    "cns_seed",
+                    default=-1,
+                    min=-1,
+                    max=2**63 - 1,
+                    advanced=True,
                     tooltip="Seed of the injected noise. -1 takes the run's own; give one where the run has none "
                     "(DisableNoise).",
                 ),
@@ -106,9 +110,19 @@ def sample(
     tell(advice(params, solver, sigmas.tolist(), getattr(model.inner_model, "cfg", None)))
     with memory_advice(LOWER):
         return sample_cns(
-            model, x, sigmas, extra_args, callback, disable,
-            params=params, solver=solver, progress=progress, seed=seed, batch_index=batch_index,
-            patch_size=patch_size(model.inner_model.model_patcher), pin_memory=pins_memory(),
+            model,
+            x,
+            sigmas,
+            extra_args,
+            callback,
+            disable,
+            params=params,
+            solver=solver,
+            progress=progress,
+            seed=seed,
+            batch_index=batch_index,
+            patch_size=patch_size(model.inner_model.model_patcher),
+            pin_memory=pins_memory(),
         )
 
 

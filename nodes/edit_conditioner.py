@@ -50,7 +50,9 @@ class KleinEditConditioner(io.ComfyNode):
                 *picture_inputs("A picture to edit or to refer to."),
                 io.Mask.Input("mask", optional=True, tooltip="Where the first picture may change."),
                 io.Combo.Input(
-                    "image_size", options=[AUTO, *IMAGE_SIZES, CUSTOM], default=AUTO,
+                    "image_size",
+                    options=[AUTO, *IMAGE_SIZES, CUSTOM],
+                    default=AUTO,
                     tooltip=f"auto: exactly the first picture's size, {DEFAULT_SIZE} without one. custom: width and "
                     "height.",
                 ),
@@ -62,7 +64,12 @@ class KleinEditConditioner(io.ComfyNode):
                 ),
                 io.Int.Input("num_images", default=1, min=1, max=4, tooltip="How many pictures to make."),
                 io.Float.Input(
-                    "reference_megapixels", default=1.0, min=0.1, max=4.0, step=0.1, advanced=True,
+                    "reference_megapixels",
+                    default=1.0,
+                    min=0.1,
+                    max=4.0,
+                    step=0.1,
+                    advanced=True,
                     tooltip="Larger references are shrunk to this (1 = 1024 x 1024); none is enlarged.",
                 ),
             ],
@@ -132,9 +139,7 @@ def empty_latent(size: tuple[int, int], num_images: int) -> dict[str, Any]:
     return {"samples": samples, SIZE_KEY: size}
 
 
-def masked_latent(
-    vae: Any, pictures: list[Tensor], mask: Tensor, image_size: str, num_images: int
-) -> dict[str, Any]:
+def masked_latent(vae: Any, pictures: list[Tensor], mask: Tensor, image_size: str, num_images: int) -> dict[str, Any]:
     """The first picture encoded, with the mask [1, 1, H, W] as noise mask [1, 1, h, w] of the latent's size.
 
     Raises:

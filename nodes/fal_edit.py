@@ -32,8 +32,16 @@ PROMPTS = ("prompt", "negative_prompt")
 CNS = tuple(name for name in SPECS if name == SWITCH or name.startswith(PREFIX))
 # Saved workflows know widgets by position: what comes after these is appended.
 PLACED = (
-    *PROMPTS, "guidance_scale", "seed", "num_inference_steps", "num_images", "acceleration", "enable_safety_checker",
-    "output_format", *CNS, "sync_mode",
+    *PROMPTS,
+    "guidance_scale",
+    "seed",
+    "num_inference_steps",
+    "num_images",
+    "acceleration",
+    "enable_safety_checker",
+    "output_format",
+    *CNS,
+    "sync_mode",
 )
 # For a node fresh from the menu: another seed is another purchase. ComfyUI before 0.14 has no such choice.
 SEED_CONTROL = io.ControlAfterGenerate.fixed if hasattr(io, "ControlAfterGenerate") else True
@@ -58,26 +66,36 @@ class KleinFalEdit(io.ComfyNode):
                 ),
                 *picture_inputs("A picture to edit or to refer to; it is sent to fal."),
                 LoraStack.Input(
-                    "lora_stack", optional=True,
+                    "lora_stack",
+                    optional=True,
                     tooltip=f"LoRA files of this machine, from Klein LoRA Stack; at most {MAX_LORAS} with lora_urls.",
                 ),
                 io.Boolean.Input(
-                    "upload_loras", default=False,
+                    "upload_loras",
+                    default=False,
                     tooltip="Allow the LoRA files of lora_stack to be put on fal's servers, each once, at an address "
                     "that anyone who knows it can read.",
                 ),
                 io.String.Input(
-                    "lora_urls", multiline=True, default="",
+                    "lora_urls",
+                    multiline=True,
+                    default="",
                     tooltip="LoRAs that fal fetches, one a line: address or Hugging Face repository, then the scale.",
                 ),
                 _widget("guidance_scale"),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=SPECS["seed"].metadata["max"],
-                    control_after_generate=SEED_CONTROL, tooltip=_help("seed"),
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=SPECS["seed"].metadata["max"],
+                    control_after_generate=SEED_CONTROL,
+                    tooltip=_help("seed"),
                 ),
                 _widget("num_inference_steps"),
                 io.Combo.Input(
-                    "image_size", options=[AUTO, *IMAGE_SIZES, CUSTOM], default=AUTO,
+                    "image_size",
+                    options=[AUTO, *IMAGE_SIZES, CUSTOM],
+                    default=AUTO,
                     tooltip="auto: the first picture's size, as fal takes it. custom: width and height.",
                 ),
                 *(
@@ -86,32 +104,52 @@ class KleinFalEdit(io.ComfyNode):
                 ),
                 *map(_widget, ("num_images", "acceleration", "enable_safety_checker", "output_format", *CNS)),
                 io.Float.Input(
-                    "max_cost_usd", default=0.5, min=0.0, max=100.0, step=0.01,
+                    "max_cost_usd",
+                    default=0.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.01,
                     tooltip="A request that costs more is refused. $0.02 for each megapixel of input and output; with "
                     "auto at most. Whether fal rounds megapixels up is not documented.",
                 ),
                 io.String.Input(
-                    "image_urls", multiline=True, default="", advanced=True,
+                    "image_urls",
+                    multiline=True,
+                    default="",
+                    advanced=True,
                     tooltip=f"Addresses of pictures that fal fetches, one a line, after the connected ones; at most "
                     f"{MAX_IMAGES} together.",
                 ),
                 _widget("sync_mode", advanced=True),
                 io.String.Input(
-                    "recover_request_id", default="", advanced=True,
+                    "recover_request_id",
+                    default="",
+                    advanced=True,
                     tooltip="Collect this request from fal and submit nothing. If the submission of the inputs above "
                     "was lost, it is then theirs; else they are left aside.",
                 ),
                 io.Boolean.Input(
-                    "resubmit_lost", default=False, advanced=True,
+                    "resubmit_lost",
+                    default=False,
+                    advanced=True,
                     tooltip="Submit again what an earlier run submitted without learning its fate, or what fal no "
                     "longer has. It may be charged twice.",
                 ),
                 io.Combo.Input(
-                    "on_flagged", options=["error", "pass"], default="error", advanced=True,
+                    "on_flagged",
+                    options=["error", "pass"],
+                    default="error",
+                    advanced=True,
                     tooltip="What to do with pictures that fal's safety checker flagged (they come black).",
                 ),
                 io.Float.Input(
-                    "max_usd_a_day", default=0.0, min=0.0, max=10000.0, step=0.5, optional=True, advanced=True,
+                    "max_usd_a_day",
+                    default=0.0,
+                    min=0.0,
+                    max=10000.0,
+                    step=0.5,
+                    optional=True,
+                    advanced=True,
                     tooltip="A request is refused that would bring the spending since midnight above this; 0 is no "
                     "limit. Klein fal Requests shows the spending.",
                 ),
@@ -172,7 +210,9 @@ class KleinFalEdit(io.ComfyNode):
         return io.NodeOutput(
             [to_pixels(picture).movedim(1, -1) for picture in collected.images],
             values["seed"] if collected.seed is None else collected.seed,
-            collected.request_id, collected.cost_usd, collected.response,
+            collected.request_id,
+            collected.cost_usd,
+            collected.response,
             ui=said(f"{cost}: {RESULTS}/{collected.files[0].name}", *collected.warnings, *notes),
         )
 

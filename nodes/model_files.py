@@ -147,8 +147,16 @@ def _tiny_vae(state: dict[str, torch.Tensor]) -> Any:
     if "decoder.up_blocks.0.resnets.0.norm1.weight" in state:
         state = comfy.diffusers_convert.convert_vae_state_dict(state)
     width = {
-        "double_z": True, "z_channels": 32, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32,
-        "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+        "double_z": True,
+        "z_channels": 32,
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
         "batch_norm_latent": True,
     }
     vae = comfy.sd.VAE(sd=state, config={"params": {"ddconfig": width, "embed_dim": 32}})

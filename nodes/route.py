@@ -32,7 +32,9 @@ class KleinRoute(io.ComfyNode):
             search_aliases=["klein switch", "fallback", "remote"],
             inputs=[
                 io.Combo.Input(
-                    "mode", options=list(MODES), default=MODES[0],
+                    "mode",
+                    options=list(MODES),
+                    default=MODES[0],
                     tooltip="auto: local where the accelerator's memory holds the largest of the local branch's files "
                     "times 1.2, and all of them exist; else fal. The node says why.",
                 ),

@@ -63,7 +63,7 @@ DROP TABLE before;
 """
 
 
-class Row(NamedTuple):
+class Entry(NamedTuple):
     """One submission. ``files`` are names in the results folder, one a picture, empty until it is there."""
 
     id: int | None
@@ -100,9 +100,9 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
-        self._unwritten: dict[str, Row] = {}  # newer than what the file holds, because writing it failed
+        self._unwritten: dict[str, Entry] = {}  # newer than what the file holds, because writing it failed
 
-    def find(self, fingerprint: str) -> Row | None:
+    def find(self, fingerprint: str) -> Entry | None:
         """The latest submission of these inputs, as far as it is known anywhere."""
         if fingerprint in self._unwritten:
             return self._unwritten[fingerprint]
@@ -115,14 +115,18 @@ class Journal:
             return self.update(row, SUBMITTED, request_id=kept.request_id)
         return row
 
-    def find_request(self, request_id: str) -> Row | None:
+    def find_request(self, request_id: str) -> Entry | None:
         """The submission that fal knows under this id, if its result came."""
         return self._one(f"request_id = ? AND state IN ('{COMPLETED}', '{SAVED}') ORDER BY id DESC LIMIT 1", request_id)
 
     def begin(
-        self, fingerprint: str, endpoint: str, cost_usd: float | None, request_id: str | None = None,
+        self,
+        fingerprint: str,
+        endpoint: str,
+        cost_usd: float | None,
+        request_id: str | None = None,
         limit: tuple[datetime, float] | None = None,
-    ) -> Row:
+    ) -> Entry:
         """A new row: SUBMITTED with an id, else SUBMITTING.
 
         Args:
@@ -134,7 +138,7 @@ class Journal:
         """
         now = _now()
         state = SUBMITTED if request_id else SUBMITTING
-        row = Row(None, fingerprint, endpoint, state, request_id, cost_usd, now, now, None, (), None)
+        row = Entry(None, fingerprint, endpoint, state, request_id, cost_usd, now, now, None, (), None)
         keeping = False
         try:
             with self._writing() as database:
@@ -153,7 +157,7 @@ class Journal:
             raise
         return row
 
-    def update(self, row: Row, state: str, **columns: Any) -> Row:
+    def update(self, row: Entry, state: str, **columns: Any) -> Entry:
         """The row in another state, with other columns changed too. A row that is not there any more comes back."""
         row = row._replace(**{**columns, "state": state, "updated": _now()})
         row = row._replace(files=tuple(row.files))
@@ -170,7 +174,7 @@ class Journal:
         with self._writing() as database:
             database.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?)", (sha256, url, _now()))
 
-    def _write(self, row: Row) -> Row:
+    def _write(self, row: Entry) -> Entry:
         self._unwritten[row.fingerprint] = row
         if row.state in ENDED or row.state == SAVED:
             self._let_go(row)
@@ -179,14 +183,14 @@ class Journal:
                 self._keep(row)
         with self._writing() as database:
             values = {**row._asdict(), "files": json.dumps(row.files)}
-            names = ", ".join(f"{name} = :{name}" for name in Row._fields[3:])
+            names = ", ".join(f"{name} = :{name}" for name in Entry._fields[3:])
             same = "id = :id AND fingerprint = :fingerprint AND created = :created"
             if not database.execute(f"UPDATE requests SET {names} WHERE {same}", values).rowcount:
                 row = _insert(database, row._replace(id=None))
         del self._unwritten[row.fingerprint]
         return row
 
-    def _one(self, where: str, *values: Any) -> Row | None:
+    def _one(self, where: str, *values: Any) -> Entry | None:
         with self._reading() as database:
             found = database.execute(f"SELECT {_COLUMNS} FROM requests WHERE {where}", values).fetchone()
         return found and _row(found)
@@ -223,7 +227,7 @@ class Journal:
             return None
         return self.path.parent / OPEN / f"{fingerprint}.json"
 
-    def _keep(self, row: Row) -> None:
+    def _keep(self, row: Entry) -> None:
         file = self._file(row.fingerprint)
         if file is None:
             return
@@ -235,18 +239,18 @@ class Journal:
             os.fsync(stream.fileno())
         part.replace(file)
 
-    def _let_go(self, row: Row) -> None:
+    def _let_go(self, row: Entry) -> None:
         file = self._file(row.fingerprint)
         if file is not None:
             with suppress(OSError):  # what stays is older than the journal's row, and so decides nothing
                 file.unlink(missing_ok=True)
 
-    def _kept(self, fingerprint: str) -> Row | None:
+    def _kept(self, fingerprint: str) -> Entry | None:
         file = self._file(fingerprint)
         return None if file is None else _read_kept(file)
 
 
-def saved(folder: Path, fingerprint: str) -> Row | None:
+def saved(folder: Path, fingerprint: str) -> Entry | None:
     """The latest submission of these inputs, if its pictures are files. Reads only, also where nothing can be written.
 
     None where the journal cannot be read so; `Journal` then says why.
@@ -280,7 +284,7 @@ def overview(folder: Path, session: datetime, now: datetime) -> dict[str, Any]:
 
     >>> overview(folder, started, datetime.now().astimezone())["open"]
     """
-    rows: list[Row] = []
+    rows: list[Entry] = []
     spent = [0.0, 0.0]
     if (folder / NAME).is_file():
         try:
@@ -291,7 +295,9 @@ def overview(folder: Path, session: datetime, now: datetime) -> dict[str, Any]:
         except sqlite3.Error as error:
             raise JournalError(str(error)) from None
     return {
-        "open": [_open_entry(row, now) for row in _open(folder, rows)], "session_usd": spent[0], "day_usd": spent[1],
+        "open": [_open_entry(row, now) for row in _open(folder, rows)],
+        "session_usd": spent[0],
+        "day_usd": spent[1],
     }
 
 
@@ -332,7 +338,7 @@ def make_folder(folder: Path) -> None:
             folder.chmod(0o700)
 
 
-def _open(folder: Path, rows: list[Row]) -> list[Row]:
+def _open(folder: Path, rows: list[Entry]) -> list[Entry]:
     """Submissions that are alive and not saved: of the journal's rows, newest first, and of the files beside it."""
     latest: dict[str, str] = {}
     for row in rows:
@@ -344,11 +350,16 @@ def _open(folder: Path, rows: list[Row]) -> list[Row]:
     return sorted([*unknown, *found], key=lambda row: row.created, reverse=True)
 
 
-def _open_entry(row: Row, now: datetime) -> dict[str, Any]:
+def _open_entry(row: Entry, now: datetime) -> dict[str, Any]:
     age = (now - datetime.fromisoformat(row.created)).total_seconds()
     return {
-        "request_id": row.request_id, "state": row.state, "endpoint": row.endpoint, "created": row.created,
-        "age_s": max(age, 0.0), "cost_usd": row.cost_usd, "error": row.error,
+        "request_id": row.request_id,
+        "state": row.state,
+        "endpoint": row.endpoint,
+        "created": row.created,
+        "age_s": max(age, 0.0),
+        "cost_usd": row.cost_usd,
+        "error": row.error,
     }
 
 
@@ -375,28 +386,28 @@ def _prepare(database: sqlite3.Connection) -> None:
     database.executescript(f"BEGIN IMMEDIATE; {_FROM_BEFORE if before else _TABLES} COMMIT;")
 
 
-def _insert(database: sqlite3.Connection, row: Row) -> Row:
-    marks = ", ".join(f":{name}" for name in Row._fields)
+def _insert(database: sqlite3.Connection, row: Entry) -> Entry:
+    marks = ", ".join(f":{name}" for name in Entry._fields)
     values = {**row._asdict(), "files": json.dumps(row.files)}
     return row._replace(id=database.execute(f"INSERT INTO requests ({_COLUMNS}) VALUES ({marks})", values).lastrowid)
 
 
-def _row(found: tuple[Any, ...]) -> Row:
-    return Row(*found)._replace(files=tuple(json.loads(found[Row._fields.index("files")])))
+def _row(found: tuple[Any, ...]) -> Entry:
+    return Entry(*found)._replace(files=tuple(json.loads(found[Entry._fields.index("files")])))
 
 
 def _read_only(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30, isolation_level=None)
 
 
-def _read_kept(file: Path) -> Row | None:
+def _read_kept(file: Path) -> Entry | None:
     """The row in the file of an open submission; None where there is no file.
 
     Raises:
         JournalError: it cannot be read.
     """
     try:
-        return Row(**json.loads(file.read_text(encoding="utf-8")))._replace(files=())
+        return Entry(**json.loads(file.read_text(encoding="utf-8")))._replace(files=())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:

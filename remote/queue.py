@@ -89,7 +89,12 @@ class Queue:
     """
 
     def __init__(
-        self, key: str, *, address: str | None = None, waits: Waits = Waits(), hide: Sequence[str] = ()  # noqa: B008
+        self,
+        key: str,
+        *,
+        address: str | None = None,
+        waits: Waits = Waits(),  # noqa: B008 - frozen
+        hide: Sequence[str] = (),
     ) -> None:
         self.base = (address or ADDRESS_OF_FAL).rstrip("/")
         try:

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError
 
 from .errors import RUN_AGAIN, Gone, Interrupted, NoPictures, RemoteError, Spoiled, Unobtainable
-from .journal import COMPLETED, SAVED, Row
+from .journal import COMPLETED, SAVED, Entry
 from .limits import LOOKS
 from .order import Order
 from .transfer import Session, fetch
@@ -111,7 +111,7 @@ class Collected:
     warnings: list[str]
 
 
-async def save(session: Session, row: Row) -> Row:
+async def save(session: Session, row: Entry) -> Entry:
     """Write every picture of a COMPLETED request to the results folder, as it came; the row as SAVED.
 
     What does not come is looked for again, a file that is said to be gone for minutes.
@@ -142,7 +142,7 @@ async def save(session: Session, row: Row) -> Row:
     raise RemoteError(f"{text} {RUN_AGAIN}")
 
 
-async def _save_missing(session: Session, row: Row) -> tuple[Row, list[RemoteError]]:
+async def _save_missing(session: Session, row: Entry) -> tuple[Entry, list[RemoteError]]:
     """Try once to fetch each picture that is no file yet; the row, and what went wrong."""
     response, _ = parse_response(row.answer)
     files = list(row.files or [""] * len(response.images))
@@ -162,7 +162,7 @@ async def _save_missing(session: Session, row: Row) -> tuple[Row, list[RemoteErr
 
 
 def collect(
-    row: Row, *, folder: Path, order: Order | None, cost_usd: float, refuse_flagged: bool
+    row: Entry, *, folder: Path, order: Order | None, cost_usd: float, refuse_flagged: bool
 ) -> Collected | None:
     """The pictures of a saved request; None where a file is gone.
 
@@ -300,7 +300,7 @@ def _write(folder: Path, request_id: str, index: int, data: bytes) -> str:
     return path.name
 
 
-def _without_inline(row: Row) -> str:
+def _without_inline(row: Entry) -> str:
     """The response's JSON with the name of its file in place of each picture that was inside it."""
     data = row.answer
     for image, name in zip(data["images"], row.files, strict=True):
@@ -344,6 +344,9 @@ def _unlike(order: Order, images: list[Image.Image]) -> list[str]:
         found.append(f"{len(images)} pictures came, {wanted} were asked for")
     asked = order.size
     if asked is not None:
-        found += [f"a picture is {image.width}x{image.height}, asked for was {asked[0]}x{asked[1]}"
-                  for image in images if image.size != asked]
+        found += [
+            f"a picture is {image.width}x{image.height}, asked for was {asked[0]}x{asked[1]}"
+            for image in images
+            if image.size != asked
+        ]
     return found

@@ -1,12 +1,12 @@
 """One remote run: a small state machine over the journal's row. Every state is written before the next step begins.
 
-    (none), cancelled, failed, replaced  -> submit -> submitted | lost | failed
-    submitting, its process died         -> lost
-    lost                                 -> an error; with resubmit_lost -> replaced
-    submitted, cancelling                -> wait   -> completed | failed | cancelled, by fal's own word alone
-    completed                            -> save   -> saved
-    saved                                -> the result, as often as it is asked for
-    what fal no longer has               -> an error; with resubmit_lost, and from an earlier run, -> replaced
+(none), cancelled, failed, replaced  -> submit -> submitted | lost | failed
+submitting, its process died         -> lost
+lost                                 -> an error; with resubmit_lost -> replaced
+submitted, cancelling                -> wait   -> completed | failed | cancelled, by fal's own word alone
+completed                            -> save   -> saved
+saved                                -> the result, as often as it is asked for
+what fal no longer has               -> an error; with resubmit_lost, and from an earlier run, -> replaced
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ from .journal import (
     SAVED,
     SUBMITTED,
     SUBMITTING,
+    Entry,
     Journal,
-    Row,
     day_start,
     make_folder,
     saved,
@@ -156,9 +156,7 @@ def run(
         raise
 
 
-def _saved_before(
-    task: Submission | Recovery, folder: Path, results: Path, refuse_flagged: bool
-) -> Collected | None:
+def _saved_before(task: Submission | Recovery, folder: Path, results: Path, refuse_flagged: bool) -> Collected | None:
     """The result of an earlier run of the same inputs, where it is saved. Needs nothing but to read it."""
     if not isinstance(task, Submission):
         return None
@@ -192,7 +190,10 @@ async def _drive(session: Session, steps: _Purchase | _Rescue, refuse_flagged: b
                     row = await steps.next(row)
                 steps.settle(row)
                 collected = collect(
-                    row, folder=session.results, order=steps.order, cost_usd=steps.cost_usd,
+                    row,
+                    folder=session.results,
+                    order=steps.order,
+                    cost_usd=steps.cost_usd,
                     refuse_flagged=refuse_flagged,
                 )
                 if collected is not None:
@@ -233,11 +234,11 @@ class _Purchase:
         """What this run submitted costs."""
         return self.order.cost_usd if self._bought else 0.0
 
-    def start(self) -> Row | None:
+    def start(self) -> Entry | None:
         """The row that an earlier run left."""
         return self._session.journal.find(self.fingerprint)
 
-    async def next(self, row: Row | None) -> Row:
+    async def next(self, row: Entry | None) -> Entry:
         """The row in its next state."""
         session, journal = self._session, self._session.journal
         if row is None or row.state in ENDED:
@@ -262,7 +263,7 @@ class _Purchase:
                 return journal.update(row, REPLACED)
             raise Unobtainable(f"{error} {RESUBMIT_GONE}") from None
 
-    def settle(self, row: Row) -> None:
+    def settle(self, row: Entry) -> None:
         """Nothing is left to do once the pictures are saved."""
 
 
@@ -281,7 +282,7 @@ class _Rescue:
         self.fingerprint = RECOVERED + task.request_id
         self.lock = task.order.fingerprint if task.order else self.fingerprint
 
-    def start(self) -> Row:
+    def start(self) -> Entry:
         """The row of the request, made where there is none."""
         request_id, journal = self._task.request_id, self._session.journal
         row = journal.find_request(request_id) or journal.find(self.fingerprint)
@@ -289,7 +290,7 @@ class _Rescue:
             return journal.begin(self.fingerprint, EDIT_ENDPOINT, None, request_id=request_id)
         return row if row.request_id else journal.update(row, SUBMITTED, request_id=request_id)
 
-    async def next(self, row: Row | None) -> Row:
+    async def next(self, row: Entry | None) -> Entry:
         """The row in its next state."""
         if row is None or row.state in ENDED:
             raise RemoteError(f"the request {self._task.request_id} ended at fal without a result.")
@@ -302,7 +303,7 @@ class _Rescue:
         except Unobtainable as error:
             raise Unobtainable(f"{error} {RUN_AGAIN}") from None
 
-    def settle(self, row: Row) -> None:
+    def settle(self, row: Entry) -> None:
         """Make what was recovered the result of the same inputs too, if their submission was lost.
 
         A request of other inputs, or with another seed, is not theirs.
@@ -315,7 +316,7 @@ class _Rescue:
             journal.update(lost, SAVED, request_id=row.request_id, response=row.response, files=row.files)
 
 
-async def _collect_step(session: Session, row: Row) -> Row:
+async def _collect_step(session: Session, row: Entry) -> Entry:
     return await (save(session, row) if row.state == COMPLETED else wait(session, row))
 
 
@@ -345,7 +346,7 @@ async def _alone(session: Session, fingerprint: str) -> AsyncIterator[None]:
 # Submitting: the only place from which a request leaves, and it leaves once -------------------------------------------
 
 
-async def _submit(session: Session, task: Submission) -> Row:
+async def _submit(session: Session, task: Submission) -> Entry:
     """Submit; what certainly was not taken is tried again a few times. The row as SUBMITTED.
 
     Raises:
@@ -364,7 +365,7 @@ async def _submit(session: Session, task: Submission) -> Row:
             await asyncio.sleep(max(after, waits.backoff * 2 ** (tried - 1)))
 
 
-async def _submit_once(session: Session, task: Submission) -> Row:
+async def _submit_once(session: Session, task: Submission) -> Entry:
     """Journal the request, then POST it once.
 
     An interrupt waits for an answer under way, so that it is known what to cancel.
@@ -396,7 +397,7 @@ def _check_cost(task: Submission) -> None:
         )
 
 
-def _begin(journal: Journal, task: Submission) -> Row:
+def _begin(journal: Journal, task: Submission) -> Entry:
     """The row that is the permission to submit.
 
     Raises:
@@ -418,7 +419,7 @@ def _begin(journal: Journal, task: Submission) -> Row:
         ) from None
 
 
-async def _send(session: Session, row: Row, body: dict[str, Any]) -> Row:
+async def _send(session: Session, row: Entry, body: dict[str, Any]) -> Entry:
     journal = session.journal
     try:
         request_id = await session.queue.submit(row.endpoint, body)

@@ -45,7 +45,6 @@ PRIVATE = [  # which Python takes for public, some only before 3.13
 ]
 
 
-
 @dataclass(frozen=True)
 class Session:
     """What every step of a run needs at hand.
@@ -119,7 +118,13 @@ async def _upload(queue: Queue, source: bytes | Path, name: str) -> Any:
             return await client.upload_file(source, fallback_repository=[])
         return await client.upload(source, "image/png", "picture.png", fallback_repository=[])
     except (
-        httpx.HTTPError, httpx.InvalidURL, fal_client.client.FalClientError, OSError, ValueError, KeyError, TypeError
+        httpx.HTTPError,
+        httpx.InvalidURL,
+        fal_client.client.FalClientError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
     ) as error:
         response = getattr(error, "response", None)
         if response is not None:
@@ -170,9 +175,7 @@ async def _follow(url: str, trusted: str, certificates: ssl.SSLContext, waits: W
     raise RemoteError(f"the file's address redirects more than {MAX_REDIRECTS} times.")
 
 
-async def _get(
-    url: str, addresses: list[Address] | None, certificates: ssl.SSLContext, waits: Waits
-) -> bytes | str:
+async def _get(url: str, addresses: list[Address] | None, certificates: ssl.SSLContext, waits: Waits) -> bytes | str:
     """The file, or the address that it redirects to.
 
     Args:

@@ -19,7 +19,7 @@ from .errors import (
     RemoteError,
     Unobtainable,
 )
-from .journal import CANCELLED, CANCELLING, COMPLETED, FAILED, LOST, SUBMITTED, Row
+from .journal import CANCELLED, CANCELLING, COMPLETED, FAILED, LOST, SUBMITTED, Entry
 from .limits import FAILED_LOOKS, LOOKS, within
 from .queue import DONE, QUEUED, RUNNING, Status
 from .results import parse_response, save
@@ -28,7 +28,7 @@ from .transfer import Session
 MAX_LINE = 200  # letters of fal's logs
 
 
-async def wait(session: Session, row: Row) -> Row:
+async def wait(session: Session, row: Entry) -> Entry:
     """Look at the request until fal says how it ended; the row as COMPLETED (or, where it was to be cancelled, ended).
 
     An answer is a result only if it holds pictures. That something is wrong is believed when it is said several times
@@ -68,7 +68,7 @@ async def wait(session: Session, row: Row) -> Row:
         await asyncio.sleep(session.waits.poll)
 
 
-async def cancel(session: Session, row: Row | None) -> None:
+async def cancel(session: Session, row: Entry | None) -> None:
     """After an interrupt: cancel at fal and see that it is so. A request that was completed first is fetched instead.
 
     Never raises; what could not be done is said, and the row tells the next run.
@@ -100,7 +100,7 @@ async def cancel(session: Session, row: Row | None) -> None:
     session.progress(said)
 
 
-async def _ask_andwait(session: Session, row: Row) -> Row:
+async def _ask_andwait(session: Session, row: Entry) -> Entry:
     with suppress(JournalError):  # a full disk must not keep fal from being asked
         row = session.journal.update(row, CANCELLING)
     try:

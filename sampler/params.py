@@ -20,8 +20,7 @@ SWITCH = "enable_cns"
 SWITCH_HELP = "Turn Colored Noise Sampling on. Off, every cns_ value is ignored and no noise is added."
 GUIDED_DIVIDER, GUIDED_ENERGY = 25.0, 0.998  # what the endpoint advises for a base model with real guidance
 GUIDED_ADVICE = (
-    "For a base model with real guidance the endpoint advises "
-    f"divider {GUIDED_DIVIDER:g} and energy {GUIDED_ENERGY:g}."
+    f"For a base model with real guidance the endpoint advises divider {GUIDED_DIVIDER:g} and energy {GUIDED_ENERGY:g}."
 )
 
 
@@ -51,7 +50,10 @@ class CNSParams:
 
     enable_cns: bool = flag(True, SWITCH_HELP)
     s_churn: float = number(
-        0.5, 0.0, 2.0, 0.01,
+        0.5,
+        0.0,
+        2.0,
+        0.01,
         "Strength of the coloured noise added back after every step. At 0 none is, and nothing below matters: "
         "set this before the rest.",
     )
@@ -62,21 +64,33 @@ class CNSParams:
         local=("reference",),
     )
     power_gamma: float = number(
-        0.75, 0.1, 3.0, 0.01,
+        0.75,
+        0.1,
+        3.0,
+        0.01,
         "Contrast between open and resolved bands: the power of 1 - gamma / divider. Large values leave resolved "
         "bands nearly without noise. Does nothing under 'approximation' with the endpoint's formula.",
     )
     gamma_divider: float = number(
-        1.73, 0.1, 50.0, 0.01,
+        1.73,
+        0.1,
+        50.0,
+        0.01,
         "Divides gamma before the residual is taken: a larger value tends to white noise. " + GUIDED_ADVICE,
     )
     alpha_tilt_start: float = number(
-        0.15, -2.0, 2.0, 0.01,
+        0.15,
+        -2.0,
+        2.0,
+        0.01,
         "Tilt of the spectrum at the first step: positive favours high frequencies (texture), negative low "
         "ones (structure).",
     )
     alpha_tilt_end: float = number(
-        -0.5, -2.0, 2.0, 0.01,
+        -0.5,
+        -2.0,
+        2.0,
+        0.01,
         "Tilt of the spectrum at the last step, reached from alpha_tilt_start over the steps.",
     )
     alpha_use_fnorm: bool = flag(
@@ -88,14 +102,18 @@ class CNSParams:
         True, "Let the tilt move along an exponential curve from start to end, instead of a straight line."
     )
     alpha_exp_sharpness: float = number(
-        0.75, 0.1, 10.0, 0.01,
-        "Bend of that curve: near 0 almost a line, high values move late. Without alpha_exp_interp unused."
+        0.75,
+        0.1,
+        10.0,
+        0.01,
+        "Bend of that curve: near 0 almost a line, high values move late. Without alpha_exp_interp unused.",
     )
-    num_freq_bins: int = number(
-        32, 8, 128, 1, "Number of rings in frequency that get a noise power of their own."
-    )
+    num_freq_bins: int = number(32, 8, 128, 1, "Number of rings in frequency that get a noise power of their own.")
     energy_scale: float = number(
-        0.98, 0.5, 1.5, 0.001,
+        0.98,
+        0.5,
+        1.5,
+        0.001,
         "Factor on the injected noise after its variance is normalised: below 1 damps it. " + GUIDED_ADVICE,
     )
     formula: str = choice(

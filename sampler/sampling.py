@@ -122,8 +122,16 @@ def sample_cns(
     run = None
     if not is_plain(params, solver):
         run = CNSRun(
-            params, sigmas, x.shape, x.device, solver=solver,
-            progress=progress, patch_size=patch_size, seed=seed, batch_index=batch_index, pin_memory=pin_memory,
+            params,
+            sigmas,
+            x.shape,
+            x.device,
+            solver=solver,
+            progress=progress,
+            patch_size=patch_size,
+            seed=seed,
+            batch_index=batch_index,
+            pin_memory=pin_memory,
         )
     s_in = x.new_ones([x.shape[0]])
     for i in trange(len(sigmas) - 1, disable=disable):

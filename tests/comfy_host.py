@@ -71,9 +71,23 @@ class Server:
         self.log = base / f"server_{self.port}.log"
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **(environment or {})}
         self._process = subprocess.Popen(
-            [python, folder / "main.py", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", base,
-             "--database-url", "sqlite:///:memory:", *FLAGS],
-            stdout=self.log.open("w"), stderr=subprocess.STDOUT, env=environment, cwd=folder,
+            [
+                python,
+                folder / "main.py",
+                "--listen",
+                "127.0.0.1",
+                "--port",
+                str(self.port),
+                "--base-directory",
+                base,
+                "--database-url",
+                "sqlite:///:memory:",
+                *FLAGS,
+            ],
+            stdout=self.log.open("w"),
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=folder,
         )
         end = time.monotonic() + START
         while time.monotonic() < end:

@@ -26,8 +26,13 @@ NEW_FIELD = '    softness: float = number(0.5, 0.0, 2.0, 0.1, "How soft the pict
 
 def order(pictures: int = 1, loras: Any = (), **changed: Any) -> Order:
     arguments = {
-        "prompt": PROMPT, "negative_prompt": "", "seed": 5, "image_size": "auto",
-        **CNSParams(enable_cns=False).to_endpoint(), "num_images": 1, **changed,
+        "prompt": PROMPT,
+        "negative_prompt": "",
+        "seed": 5,
+        "image_size": "auto",
+        **CNSParams(enable_cns=False).to_endpoint(),
+        "num_images": 1,
+        **changed,
     }
     return make_order(arguments, [Image.new("RGB", (64 + i, 48), "navy") for i in range(pictures)], loras)
 
@@ -40,7 +45,10 @@ class Machine:
         self.said: list[str] = []
 
     def run(
-        self, ordered: Order | None = None, check: Callable[[], None] = lambda: None, waits: Waits = QUICK,
+        self,
+        ordered: Order | None = None,
+        check: Callable[[], None] = lambda: None,
+        waits: Waits = QUICK,
         **options: Any,
     ) -> Collected:
         """``options`` by the names of the node's inputs."""
@@ -51,8 +59,15 @@ class Machine:
         else:
             task = Recovery(request_id=request_id, order=ordered)
         return run(
-            task, key=KEY, address=self.address, folder=self.folder, results=self.results, check=check,
-            progress=self.said.append, refuse_flagged=refuse_flagged, waits=waits,
+            task,
+            key=KEY,
+            address=self.address,
+            folder=self.folder,
+            results=self.results,
+            check=check,
+            progress=self.said.append,
+            refuse_flagged=refuse_flagged,
+            waits=waits,
         )
 
     def rows(self) -> list[sqlite3.Row]:

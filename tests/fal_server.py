@@ -150,8 +150,11 @@ class FalServer:
             for i in range(body.get("num_images", 1))
         ]
         response = {
-            "images": images, "seed": body.get("seed", 77), "prompt": body["prompt"],
-            "has_nsfw_concepts": [False] * len(images), "timings": {"inference": 1.5},
+            "images": images,
+            "seed": body.get("seed", 77),
+            "prompt": body["prompt"],
+            "has_nsfw_concepts": [False] * len(images),
+            "timings": {"inference": 1.5},
         }
         return 200, self.respond(response), {}
 

@@ -55,9 +55,29 @@ def test_edit_with_everything(klein, cat, photo, tmp_path, pipeline):
     lora = tmp_path / "style.safetensors"
     write_lora(lora, pipeline, seed=1)
     status, out, err = klein(
-        "edit", cat, second, "-p", "make it blue", "-o", tmp_path / "out.png", *QUICK, "--lora", f"{lora}:0.5",
-        "--negative-prompt", "blurry", "--enable-cns", "--cns-s-churn", "0.7", "--cns-gamma-source", "reference",
-        "--solver", "sde", "--num-images", "2", "--image-size", "80x64",
+        "edit",
+        cat,
+        second,
+        "-p",
+        "make it blue",
+        "-o",
+        tmp_path / "out.png",
+        *QUICK,
+        "--lora",
+        f"{lora}:0.5",
+        "--negative-prompt",
+        "blurry",
+        "--enable-cns",
+        "--cns-s-churn",
+        "0.7",
+        "--cns-gamma-source",
+        "reference",
+        "--solver",
+        "sde",
+        "--num-images",
+        "2",
+        "--image-size",
+        "80x64",
     )
     assert (status, out.split()) == (0, [str(tmp_path / "out-1.png"), str(tmp_path / "out-2.png")])
     assert "random weights make noise" in err and "seed 3; text " in err
@@ -123,8 +143,19 @@ def test_a_complete_request_of_the_endpoint_runs(klein, cat, tmp_path):
 def test_options_override_the_file_and_flags_can_be_turned_off(klein, tmp_path):
     file = tmp_path / "request.json"
     file.write_text(json.dumps({"prompt": "x", "enable_cns": True, "cns_s_churn": 1.5, "cns_energy_scale": 1.1}))
-    klein("generate", "--params", file, "-o", tmp_path / "a.png", *QUICK, "--image-size", "64x64",
-          "--cns-s-churn", "0.25", "--no-cns-alpha-use-fnorm")
+    klein(
+        "generate",
+        "--params",
+        file,
+        "-o",
+        tmp_path / "a.png",
+        *QUICK,
+        "--image-size",
+        "64x64",
+        "--cns-s-churn",
+        "0.25",
+        "--no-cns-alpha-use-fnorm",
+    )
     expected = CNSParams(s_churn=0.25, energy_scale=1.1, alpha_use_fnorm=False)
     assert CNSParams.from_endpoint(parameters(tmp_path / "a.png")) == expected
 
@@ -231,7 +262,9 @@ def test_a_report_reaches_a_pipe_of_any_encoding(tmp_path, pipeline):
     for encoding in ("cp1252", "ascii", "utf-8"):
         done = subprocess.run(
             [sys.executable, "-m", "klein_cns.cli", "lora", str(file)],
-            env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, timeout=120,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            timeout=120,
         )
         assert done.returncode == 1 and b"modules apply" in done.stdout, done.stderr
         words, name = (text.encode(encoding, "backslashreplace") for text in ("猫 γ", file.name))
@@ -277,7 +310,8 @@ def test_ctrl_c_in_the_first_seconds(tmp_path):
     """A real signal to a real process, while it still imports."""
     process = subprocess.Popen(
         [sys.executable, "-m", "klein_cns.cli", "generate", "-p", "x", "-o", str(tmp_path / "a.png"), *QUICK],
-        stderr=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)

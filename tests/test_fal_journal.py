@@ -242,6 +242,7 @@ def test_a_cancellation_that_cannot_be_journaled_is_still_asked_for(fal, machine
 @pytest.fixture
 def read_only(monkeypatch):
     """A disk that cannot be written: as on a read-only mount, also for root."""
+
     def begin():
         real = sqlite3.connect
 
@@ -251,6 +252,7 @@ def read_only(monkeypatch):
 
         monkeypatch.setattr(sqlite3, "connect", connect)
         monkeypatch.setattr(journals, "_make_private", lambda path: None)
+
     return begin
 
 
@@ -378,8 +380,15 @@ def test_the_overview_lists_what_is_open_and_counts_what_was_spent(tmp_path, mon
     journal = Journal(tmp_path)
     session = NOW - timedelta(hours=1)
     steps = [  # (age in hours, price, state)
-        (30, 0.04, "submitted"), (20, 0.01, "saved"), (13, 0.02, "lost"), (5, 0.08, "completed"), (3, 0.16, "failed"),
-        (2, 0.32, "cancelled"), (0.5, 0.64, "saved"), (0.25, 1.28, "cancelling"), (0.1, 2.56, "replaced"),
+        (30, 0.04, "submitted"),
+        (20, 0.01, "saved"),
+        (13, 0.02, "lost"),
+        (5, 0.08, "completed"),
+        (3, 0.16, "failed"),
+        (2, 0.32, "cancelled"),
+        (0.5, 0.64, "saved"),
+        (0.25, 1.28, "cancelling"),
+        (0.1, 2.56, "replaced"),
         (0.05, 5.12, "submitting"),
     ]
     for number, (hours, price, state) in enumerate(steps):
@@ -393,8 +402,12 @@ def test_the_overview_lists_what_is_open_and_counts_what_was_spent(tmp_path, mon
     found = overview(tmp_path, session, NOW)
     assert json.loads(json.dumps(found)) == found  # plain data
     assert [(entry["request_id"], entry["state"], entry["cost_usd"]) for entry in found["open"]] == [
-        ("x", "submitted", None), (None, "submitting", 5.12), ("id7", "cancelling", 1.28), ("id3", "completed", 0.08),
-        (None, "lost", 0.02), ("id0", "submitted", 0.04),
+        ("x", "submitted", None),
+        (None, "submitting", 5.12),
+        ("id7", "cancelling", 1.28),
+        ("id3", "completed", 0.08),
+        (None, "lost", 0.02),
+        ("id0", "submitted", 0.04),
     ]
     assert [round(entry["age_s"] / 3600, 2) for entry in found["open"]] == [0.02, 0.05, 0.25, 5, 13, 30]
     assert found["session_usd"] == pytest.approx(0.64 + 1.28 + 2.56 + 5.12)
@@ -402,8 +415,11 @@ def test_the_overview_lists_what_is_open_and_counts_what_was_spent(tmp_path, mon
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before  # reads only
     text = as_text(found)
     for part in (
-        "$9.6000 in this session, $9.7000 today", "id7, to be cancelled, not confirmed, 15 minutes old, $1.2800",
-        "no id, submitted, fal's answer was lost, 13 hours old, $0.0200", "x, submitted", "price unknown",
+        "$9.6000 in this session, $9.7000 today",
+        "id7, to be cancelled, not confirmed, 15 minutes old, $1.2800",
+        "no id, submitted, fal's answer was lost, 13 hours old, $0.0200",
+        "x, submitted",
+        "price unknown",
         "recover_request_id",
     ):
         assert part in text, text
@@ -461,8 +477,10 @@ def test_the_limit_of_a_day_holds_for_two_at_once(tmp_path, monkeypatch):
 def test_what_is_open_is_found_in_every_state_that_a_run_leaves(fal, machine):
     """Whatever a run ends with, what fal has and nobody collected is in the list, once."""
     ends = [
-        ({"submit": drop(accept=True)}, {}), ({"status": itertools.repeat(drop())}, {"silence": 0.2}),
-        ({"result": itertools.repeat(answer(404))}, {}), ({"file": itertools.repeat(answer(404))}, {}),
+        ({"submit": drop(accept=True)}, {}),
+        ({"status": itertools.repeat(drop())}, {"silence": 0.2}),
+        ({"result": itertools.repeat(answer(404))}, {}),
+        ({"file": itertools.repeat(answer(404))}, {}),
         ({"submit": stall(0.6)}, {"submit": 0.2}),
     ]
     for number, (faults, waits) in enumerate(ends):

@@ -38,15 +38,22 @@ def plain(monkeypatch):
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-@pytest.mark.parametrize(("name", "value", "says"), [
-    ("NO_PROXY", "localhost,fd00::/8", "NO_PROXY cannot be used .*no networks of IPv6 addresses"),
-    ("NO_PROXY", "fe80::/10", "NO_PROXY cannot be used"),
-    ("ALL_PROXY", "socks5://user:hunter2@127.0.0.1:1080", "ALL_PROXY asks for a SOCKS proxy.*pip install socksio"),
-    ("all_proxy", "socks5h://127.0.0.1:1080", "ALL_PROXY asks for a SOCKS proxy"),
-    ("HTTPS_PROXY", "ftp://user:hunter2@127.0.0.1", "HTTPS_PROXY cannot be used"),
-    ("SSL_CERT_FILE", "/nowhere/ca.pem", "SSL_CERT_FILE is '/nowhere/ca.pem', from which no certificates can be read"),
-    ("SSL_CERT_FILE", __file__, "SSL_CERT_FILE is .*, from which no certificates can be read .*remove it"),
-])
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("NO_PROXY", "localhost,fd00::/8", "NO_PROXY cannot be used .*no networks of IPv6 addresses"),
+        ("NO_PROXY", "fe80::/10", "NO_PROXY cannot be used"),
+        ("ALL_PROXY", "socks5://user:hunter2@127.0.0.1:1080", "ALL_PROXY asks for a SOCKS proxy.*pip install socksio"),
+        ("all_proxy", "socks5h://127.0.0.1:1080", "ALL_PROXY asks for a SOCKS proxy"),
+        ("HTTPS_PROXY", "ftp://user:hunter2@127.0.0.1", "HTTPS_PROXY cannot be used"),
+        (
+            "SSL_CERT_FILE",
+            "/nowhere/ca.pem",
+            "SSL_CERT_FILE is '/nowhere/ca.pem', from which no certificates can be read",
+        ),
+        ("SSL_CERT_FILE", __file__, "SSL_CERT_FILE is .*, from which no certificates can be read .*remove it"),
+    ],
+)
 def test_bad_settings_of_the_environment_are_one_sentence(fal, tmp_path, monkeypatch, name, value, says):
     monkeypatch.setenv(name, value)
     machine = Machine(tmp_path, fal)
@@ -210,18 +217,25 @@ def test_the_key_is_hidden_in_every_form(echo):
     assert "..." in hidden
     for text in readable(hidden):
         text = urllib.parse.unquote(text).lower()
-        assert not any(part.lower()[i : i + 12] in text for part in (IDENTITY[:11] + ":", SECRET)
-                       for i in range(max(len(part) - 11, 1)))
+        assert not any(
+            part.lower()[i : i + 12] in text
+            for part in (IDENTITY[:11] + ":", SECRET)
+            for i in range(max(len(part) - 11, 1))
+        )
 
 
 def test_a_key_that_fal_echoes_is_in_no_sentence_and_no_file(fal, tmp_path):
     machine = Machine(tmp_path, fal)
     echo = base64.b64encode(f"Key {KEY}".encode()).decode()
     said = []
-    for number, (status, body) in enumerate((
-        (400, {"detail": f"bad {urllib.parse.quote(KEY)}"}), (400, {"detail": f"half {SECRET}"}),
-        (422, {"detail": [{"loc": ["body", IDENTITY], "msg": f"header {echo}"}]}), (307, None),
-    )):
+    for number, (status, body) in enumerate(
+        (
+            (400, {"detail": f"bad {urllib.parse.quote(KEY)}"}),
+            (400, {"detail": f"half {SECRET}"}),
+            (422, {"detail": [{"loc": ["body", IDENTITY], "msg": f"header {echo}"}]}),
+            (307, None),
+        )
+    ):
         fal.fail(submit=answer(status, body, Location=f"https://{SECRET}.example.com/"))
         with pytest.raises(RemoteError) as error:
             machine.run(order(seed=number))
@@ -236,10 +250,18 @@ def test_a_key_that_fal_echoes_is_in_no_sentence_and_no_file(fal, tmp_path):
         assert SECRET not in text and IDENTITY not in text and echo[8:40] not in text
 
 
-@pytest.mark.parametrize("detail", [
-    [{"loc": None, "msg": "x"}], [{"loc": 5, "msg": None}], [None, 5, "x"], {"msg": "x"}, 5, "a \ud83d cat",
-    [{"loc": ["body", "prompt"], "msg": "x"}] * 5000,
-])
+@pytest.mark.parametrize(
+    "detail",
+    [
+        [{"loc": None, "msg": "x"}],
+        [{"loc": 5, "msg": None}],
+        [None, 5, "x"],
+        {"msg": "x"},
+        5,
+        "a \ud83d cat",
+        [{"loc": ["body", "prompt"], "msg": "x"}] * 5000,
+    ],
+)
 def test_a_fault_of_any_shape_is_a_sentence(fal, tmp_path, detail):
     for number, status in enumerate((400, 403, 422, 429)):
         fal.fail(submit=[answer(status, {"detail": detail}, Retry_After="99")])

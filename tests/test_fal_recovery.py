@@ -295,6 +295,7 @@ def test_two_processes_at_once_submit_once(fal, tmp_path):
 
 def test_the_row_alone_keeps_a_second_submission_away(fal, machine, monkeypatch):
     """Without the lock of the file system (some network drives have none) the journal's index still stands."""
+
     @contextlib.asynccontextmanager
     async def nobody(*_):
         yield
@@ -342,9 +343,17 @@ def test_a_repeat_costs_nothing_and_each_changed_input_does(fal, machine):
     again = machine.run(order())
     assert again.cost_usd == 0 and again.request_id == first.request_id and len(fal.seen) == seen
     changes = (
-        {"seed": 6}, {"prompt": "another one"}, {"guidance_scale": 4.0}, {"num_images": 2}, {"output_format": "webp"},
-        {"image_size": (512, 640)}, {"pictures": 2}, {"pictures": 0}, {"cns_s_churn": 0.25},
-        {"loras": [("owner/name", 0.5)]}, {"loras": [("owner/name", 0.6)]},
+        {"seed": 6},
+        {"prompt": "another one"},
+        {"guidance_scale": 4.0},
+        {"num_images": 2},
+        {"output_format": "webp"},
+        {"image_size": (512, 640)},
+        {"pictures": 2},
+        {"pictures": 0},
+        {"cns_s_churn": 0.25},
+        {"loras": [("owner/name", 0.5)]},
+        {"loras": [("owner/name", 0.6)]},
     )
     for i, change in enumerate(changes):
         machine.run(order(**change))
@@ -382,11 +391,19 @@ def test_a_deleted_file_is_fetched_again_and_an_expired_one_is_said(fal, machine
     assert machine.run(resubmit_lost=True).cost_usd == 0 and len(fal.requests) == 2  # nothing is lost any more
 
 
-@pytest.mark.parametrize("faults", [
-    {"file": [answer(404)] * 3}, {"file": [answer(403), answer(503), drop()]}, {"result": [answer(404)] * 6},
-    {"result": [answer(200, {"message": "x"})] * 6}, {"result": [answer(500, {}, X_Fal_Error_Type="internal_error")]},
-    {"status": [answer(404)] * 6}, {"status": [answer(401)] * 2},
-], ids=["file 404", "file 403 and more", "result 404", "no pictures", "500 with a type", "status 404", "401"])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"file": [answer(404)] * 3},
+        {"file": [answer(403), answer(503), drop()]},
+        {"result": [answer(404)] * 6},
+        {"result": [answer(200, {"message": "x"})] * 6},
+        {"result": [answer(500, {}, X_Fal_Error_Type="internal_error")]},
+        {"status": [answer(404)] * 6},
+        {"status": [answer(401)] * 2},
+    ],
+    ids=["file 404", "file 403 and more", "result 404", "no pictures", "500 with a type", "status 404", "401"],
+)
 def test_resubmit_lost_does_not_buy_what_the_next_look_brings(fal, machine, faults):
     """The earlier run knew the id; whatever stood in the way of its result, the request may still be collectable."""
     fal.fail(status=itertools.repeat(drop()))
@@ -397,10 +414,17 @@ def test_resubmit_lost_does_not_buy_what_the_next_look_brings(fal, machine, faul
     assert machine.run(resubmit_lost=True, waits=replace(QUICK, gone=1.0)).images and fal.posts == 1
 
 
-@pytest.mark.parametrize("faults", [
-    {"result": answer(502, b"<html>")}, {"result": drop()}, {"status": answer(500)}, {"status": answer(401)},
-    {"result": answer(200, b"<html>")},
-], ids=["502", "dropped", "500 to polls", "401", "no JSON"])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"result": answer(502, b"<html>")},
+        {"result": drop()},
+        {"status": answer(500)},
+        {"status": answer(401)},
+        {"result": answer(200, b"<html>")},
+    ],
+    ids=["502", "dropped", "500 to polls", "401", "no JSON"],
+)
 def test_resubmit_lost_does_not_buy_what_fal_may_still_have(fal, machine, faults):
     [(point, fault)] = faults.items()
     fal.fail(**{point: itertools.repeat(fault)})
@@ -460,12 +484,17 @@ def test_what_an_older_version_took_for_a_result_is_asked_for_again(fal, machine
     assert machine.run().images and fal.posts == 1
 
 
-@pytest.mark.parametrize("same", [
-    ({"image_size": "square_hd"}, {"image_size": (1024, 1024)}), ({}, {"sync_mode": True}),
-    ({"image_size": "portrait_16_9"}, {"image_size": (576, 1024), "sync_mode": True}),
-    ({"pictures": 0}, {"pictures": 0, "image_size": "landscape_4_3"}),
-    ({"pictures": 0, "image_size": (1024, 768)}, {"pictures": 0}),
-], ids=str)
+@pytest.mark.parametrize(
+    "same",
+    [
+        ({"image_size": "square_hd"}, {"image_size": (1024, 1024)}),
+        ({}, {"sync_mode": True}),
+        ({"image_size": "portrait_16_9"}, {"image_size": (576, 1024), "sync_mode": True}),
+        ({"pictures": 0}, {"pictures": 0, "image_size": "landscape_4_3"}),
+        ({"pictures": 0, "image_size": (1024, 768)}, {"pictures": 0}),
+    ],
+    ids=str,
+)
 def test_one_request_under_two_names_is_bought_once(fal, machine, same):
     first, second = same
     bought = machine.run(order(**first))
@@ -561,8 +590,10 @@ def test_without_a_usable_folder_nothing_is_submitted(fal, machine, tmp_path, na
 def fill_up(machine, state):
     """From now on the journal takes no row in this state."""
     database = sqlite3.connect(machine.folder / JOURNAL, isolation_level=None)
-    database.execute(f"CREATE TRIGGER full BEFORE UPDATE ON requests WHEN NEW.state = '{state}' "
-                     "BEGIN SELECT RAISE(FAIL, 'disk is full'); END")
+    database.execute(
+        f"CREATE TRIGGER full BEFORE UPDATE ON requests WHEN NEW.state = '{state}' "
+        "BEGIN SELECT RAISE(FAIL, 'disk is full'); END"
+    )
     database.close()
 
 

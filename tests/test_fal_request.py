@@ -109,9 +109,13 @@ def test_unknown_fields_of_a_response_are_kept():
 
 def test_unknown_fields_of_a_request_and_bad_values_are_refused_by_name():
     for change, says in (
-        ({"guidance_scale": 21.0}, "guidance_scale is 21.0"), ({"num_images": 5}, "num_images is 5"),
-        ({"image_size": (100, 600)}, "width is 100"), ({"seed": -1}, "seed is -1"), ({"nonsense": 1}, "nonsense is 1"),
-        ({"loras": [("a/b", float("inf"))]}, "loras.0.scale is inf"), ({"acceleration": "turbo"}, "is 'turbo'"),
+        ({"guidance_scale": 21.0}, "guidance_scale is 21.0"),
+        ({"num_images": 5}, "num_images is 5"),
+        ({"image_size": (100, 600)}, "width is 100"),
+        ({"seed": -1}, "seed is -1"),
+        ({"nonsense": 1}, "nonsense is 1"),
+        ({"loras": [("a/b", float("inf"))]}, "loras.0.scale is inf"),
+        ({"acceleration": "turbo"}, "is 'turbo'"),
     ):
         with pytest.raises(RemoteError, match=says):
             order(**change)
@@ -175,10 +179,13 @@ def test_the_fingerprint_follows_the_pixels_not_the_encoder(seed):
 
 def test_addresses_and_loras_are_read_line_by_line():
     assert parse_image_urls("\n https://a/1.png \n\ndata:image/png;base64,AA\n") == [
-        "https://a/1.png", "data:image/png;base64,AA"
+        "https://a/1.png",
+        "data:image/png;base64,AA",
     ]
     assert parse_lora_urls("https://a/x.safetensors 0.5\nowner/name\nowner/name -1\n") == [
-        ("https://a/x.safetensors", 0.5), ("owner/name", 1.0), ("owner/name", -1.0)
+        ("https://a/x.safetensors", 0.5),
+        ("owner/name", 1.0),
+        ("owner/name", -1.0),
     ]
     for text in ("style.safetensors 1", "owner/name x", "owner/name 1 2", "/loras/style.safetensors"):
         with pytest.raises(RemoteError, match="lora_urls"):
@@ -272,10 +279,16 @@ def test_decoding_is_bounded():
         (("auto", None, {"a": 1}, []), "remote", "no accelerator"),
         (("auto", 80 * GIB, {"a": 1}, ["klein.safetensors"]), "remote", "klein.safetensors does not exist"),
         (("auto", 80 * GIB, {}, []), "remote", "no Klein 9B Base Loader feeds local"),
-        (("auto", 12 * GIB, {"a": 10 * GIB}, []), "local",
-         "its 12.0 GiB are enough for the largest part .*, a: 10.0 GiB x 1.2 = 12.0 GiB"),
-        (("auto", 12 * GIB - 1, {"a": GIB, "b": 10 * GIB}, []), "remote",
-         "too small; its 12.0 GiB are less than the largest part that must be there at once, b: 10.0 GiB x 1.2"),
+        (
+            ("auto", 12 * GIB, {"a": 10 * GIB}, []),
+            "local",
+            "its 12.0 GiB are enough for the largest part .*, a: 10.0 GiB x 1.2 = 12.0 GiB",
+        ),
+        (
+            ("auto", 12 * GIB - 1, {"a": GIB, "b": 10 * GIB}, []),
+            "remote",
+            "too small; its 12.0 GiB are less than the largest part that must be there at once, b: 10.0 GiB x 1.2",
+        ),
         *((("auto", memory * GIB, KLEIN_FP8, []), "local", "transformer: 9.0 GiB") for memory in (12, 16, 20, 24)),
         (("auto", 8 * GIB, KLEIN_FP8, []), "remote", "transformer: 9.0 GiB"),
     ],
@@ -320,19 +333,37 @@ def test_run_interruptibly():
     assert tidied and time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize(("host", "resolved", "followed"), [
-    ("v3.fal.media", "151.101.1.1", True), ("v3.fal.media", "198.18.0.7", True), ("v3.fal.media", "10.0.0.1", False),
-    ("198.18.0.7", "198.18.0.7", False), ("0xc6120007", "198.18.0.7", False), ("224.0.0.1", "224.0.0.1", False),
-    ("v3.fal.media", "64:ff9b::9765:101", True), ("[64:ff9b::a00:1]", "64:ff9b::a00:1", False),
-    ("[2002:a00:1::]", "2002:a00:1::", False), ("[2002:9765:101::]", "2002:9765:101::", True),
-    ("[::ffff:10.0.0.1]", "::ffff:10.0.0.1", False), ("[::1]", "::1", False), ("[ff0e::1]", "ff0e::1", False),
-    ("v3.fal.media", "2a04:4e42::1", True), ("v3.fal.media", "64:ff9b::c612:7", False),
-    ("v3.fal.media", "fec0::1", False), ("[fec0::1]", "fec0::1", False), ("v3.fal.media", "feff::1", False),
-    ("v3.fal.media", "::a00:1", False), ("[::a00:1]", "::a00:1", False), ("v3.fal.media", "::9765:101", False),
-    ("v3.fal.media", "64:ff9b::a00:1", False), ("v3.fal.media", "64:ff9b::7f00:1", False),
-    ("v3.fal.media", "64:ff9b:1::1", False), ("v3.fal.media", "fe80::1%eth0", False),
-    ("v3.fal.media", "fd00::1", False),
-])
+@pytest.mark.parametrize(
+    ("host", "resolved", "followed"),
+    [
+        ("v3.fal.media", "151.101.1.1", True),
+        ("v3.fal.media", "198.18.0.7", True),
+        ("v3.fal.media", "10.0.0.1", False),
+        ("198.18.0.7", "198.18.0.7", False),
+        ("0xc6120007", "198.18.0.7", False),
+        ("224.0.0.1", "224.0.0.1", False),
+        ("v3.fal.media", "64:ff9b::9765:101", True),
+        ("[64:ff9b::a00:1]", "64:ff9b::a00:1", False),
+        ("[2002:a00:1::]", "2002:a00:1::", False),
+        ("[2002:9765:101::]", "2002:9765:101::", True),
+        ("[::ffff:10.0.0.1]", "::ffff:10.0.0.1", False),
+        ("[::1]", "::1", False),
+        ("[ff0e::1]", "ff0e::1", False),
+        ("v3.fal.media", "2a04:4e42::1", True),
+        ("v3.fal.media", "64:ff9b::c612:7", False),
+        ("v3.fal.media", "fec0::1", False),
+        ("[fec0::1]", "fec0::1", False),
+        ("v3.fal.media", "feff::1", False),
+        ("v3.fal.media", "::a00:1", False),
+        ("[::a00:1]", "::a00:1", False),
+        ("v3.fal.media", "::9765:101", False),
+        ("v3.fal.media", "64:ff9b::a00:1", False),
+        ("v3.fal.media", "64:ff9b::7f00:1", False),
+        ("v3.fal.media", "64:ff9b:1::1", False),
+        ("v3.fal.media", "fe80::1%eth0", False),
+        ("v3.fal.media", "fd00::1", False),
+    ],
+)
 def test_a_file_is_fetched_from_public_hosts_alone(monkeypatch, host, resolved, followed):
     """198.18.0.0/15 stands for every name behind a proxy with "fake-ip" DNS; as an address it is private."""
     import asyncio

@@ -90,8 +90,11 @@ def test_every_format_means_what_it_was_written_from(name, state, tmp_path, seed
     assert lora.report.base == TINY.name and not lora.report.problem
     found = dense(lora, diffusers_to_bfl(state))
     assert found.keys() == sample.delta.keys()
-    assert {weight: error(found[weight], sample.delta[weight]) for weight in found if
-            error(found[weight], sample.delta[weight]) > EXACT} == {}
+    assert {
+        weight: error(found[weight], sample.delta[weight])
+        for weight in found
+        if error(found[weight], sample.delta[weight]) > EXACT
+    } == {}
 
 
 @pytest.mark.parametrize("name", FORMATS)

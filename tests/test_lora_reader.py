@@ -86,8 +86,10 @@ def test_flux_1_is_known(file):
         (attention(7, hidden=wide), r"FLUX\.1"),
         (attention(2, hidden=wide), r"FLUX\.2 \[klein\] 4B or FLUX\.1"),
     ):
-        named = {re.sub(r"(linear1|lin)\.lora_A", r"\1.lora_down", n).replace("1.lora_B", "1.lora_up"): t
-                 for n, t in tensors.items()}
+        named = {
+            re.sub(r"(linear1|lin)\.lora_A", r"\1.lora_down", n).replace("1.lora_B", "1.lora_up"): t
+            for n, t in tensors.items()
+        }
         refused(file, named, f"was made for {base}, the model is", KLEIN_9B)
 
 
@@ -186,6 +188,7 @@ def test_q_k_and_v_in_one_are_bfls_rows(file, fused):
 
 def test_a_lora_for_another_input_width_is_refused(file):
     """With ``reshape_weight``, as ComfyUI converts BFL's LoRAs for FLUX.1 that take a second picture."""
+
     def with_size(into, size):
         key = "diffusion_model.img_in"
         return {**attention(), **low_rank("img_in", 128, into, prefix="diffusion_model."),

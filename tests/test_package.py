@@ -38,7 +38,14 @@ LATE = ("diffusers", "transformers", "peft", "fal_client", "accelerate", "matplo
 # What every supported ComfyUI asks for itself, by module: so does requirements.txt of 0.11.0, the oldest.
 COMFYUI_HAS = {"torch", "numpy", "PIL", "safetensors", "tqdm", "pydantic"}
 COMFYUI_IS = {
-    "comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview", "node_helpers", "server",
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "comfy_extras",
+    "folder_paths",
+    "latent_preview",
+    "node_helpers",
+    "server",
 }
 DIFFUSERS_HOST = {"diffusers", "transformers", "tokenizers", "packaging", "matplotlib", "skimage"}
 
@@ -213,7 +220,7 @@ def test_it_imports_whatever_the_folder_is_called(tmp_path):
     code = f"""
 import importlib.util, sys, types
 sys.modules["nodes"] = sys.modules["lora"] = types.ModuleType("of ComfyUI")
-spec = importlib.util.spec_from_file_location("pack_x", {str(folder / '__init__.py')!r},
+spec = importlib.util.spec_from_file_location("pack_x", {str(folder / "__init__.py")!r},
                                               submodule_search_locations=[{str(folder)!r}])
 pack = importlib.util.module_from_spec(spec)
 sys.modules["pack_x"] = pack

@@ -43,8 +43,14 @@ def test_without_noise_the_latents_are_the_official_pipelines_bit_for_bit(
     noise = torch.randn(1, 128, 4, 6, generator=torch.Generator().manual_seed(5))
     pipeline.pipe.set_progress_bar_config(disable=True)
     official = pipeline.pipe(
-        image=pictures or None, prompt="make it blue", height=64, width=96, num_inference_steps=3,
-        guidance_scale=guidance, latents=noise, output_type="latent",
+        image=pictures or None,
+        prompt="make it blue",
+        height=64,
+        width=96,
+        num_inference_steps=3,
+        guidance_scale=guidance,
+        latents=noise,
+        output_type="latent",
     ).images
     assert torch.equal(as_klein_latents(pipeline.pipe, ours.latents), official)
 
@@ -379,9 +385,7 @@ def test_nothing_shifts_and_the_borders_survive(photo, cns):
     framed[:, -3:], framed[-4:, :] = (255, 0, 0), (0, 0, 255)  # the blocks of 8 that the padding completes
     pipe = tiny()
     pipe.register_modules(vae=MeanVAE(), transformer=CopyTransformer(pipe.transformer))
-    result = KleinPipeline(pipe)(
-        "copy", [Image.fromarray(framed)], num_inference_steps=4, seed=1, cns=cns
-    )
+    result = KleinPipeline(pipe)("copy", [Image.fromarray(framed)], num_inference_steps=4, seed=1, cns=cns)
     made = np.asarray(result.images[0], dtype=float)
     assert made.shape == (300, 451, 3)
     shift, _, _ = phase_cross_correlation(framed.mean(-1), made.mean(-1))

@@ -21,7 +21,7 @@ class Interrupt(BaseException):
 def with_plain_errors(request, monkeypatch):
     """The decorator as ComfyUI imports it from a clone of this name; it lacks ComfyUI here, so it is loaded alone."""
     spec = importlib.util.spec_from_file_location(
-        f"{request.param}.nodes.errors", Path(__file__).parents[1] / "nodes" / "errors.py"
+        f"{request.param}.nodes.plain_errors", Path(__file__).parents[1] / "nodes" / "plain_errors.py"
     )
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)

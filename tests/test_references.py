@@ -63,8 +63,11 @@ def test_data_uri(photo):
     photo.save(buffer, "PNG")
     uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     assert np.array_equal(load_picture(uri), photo)
-    for broken, says in ((uri[:40] + "!", "no valid base64"), ("data:image/png,abc", "no base64 part"),
-                         (uri[: 22 + 200], "cannot be read")):
+    for broken, says in (
+        (uri[:40] + "!", "no valid base64"),
+        ("data:image/png,abc", "no base64 part"),
+        (uri[: 22 + 200], "cannot be read"),
+    ):
         with pytest.raises(ValueError, match=says):
             load_picture(broken)
 
@@ -74,8 +77,12 @@ def test_unreadable_files_are_named(tmp_path, photo):
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("not a picture")
-    for name, says in (("cut.png", "cannot be read"), ("empty.png", "is empty"), ("text.png", "cannot be read"),
-                       ("missing.png", "does not exist")):
+    for name, says in (
+        ("cut.png", "cannot be read"),
+        ("empty.png", "is empty"),
+        ("text.png", "cannot be read"),
+        ("missing.png", "does not exist"),
+    ):
         with pytest.raises(ValueError, match=rf"picture .*{name} {says}.*(PNG|again)"):
             load_picture(tmp_path / name)
     with pytest.raises(ValueError, match="is a web address; download it"):

@@ -14,7 +14,11 @@ from klein_cns.sampler import CNSParams, sample_cns
 from klein_cns.sampler.scheduler import FlowMatchCNSScheduler
 
 CALL = {
-    "prompt": "a red square", "height": 64, "width": 96, "num_inference_steps": 4, "guidance_scale": 5.0,
+    "prompt": "a red square",
+    "height": 64,
+    "width": 96,
+    "num_inference_steps": 4,
+    "guidance_scale": 5.0,
     "output_type": "latent",
 }
 
@@ -54,9 +58,14 @@ def test_config_is_cnsparams():
         FlowMatchCNSScheduler(cns_s_churn=5.0)
 
 
-@pytest.mark.parametrize("config", [
-    {"cns_s_churn": 0.0}, {"cns_s_churn": 0.0, "solver": "sde"}, {"enable_cns": False, "solver": "sde"},
-])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"cns_s_churn": 0.0},
+        {"cns_s_churn": 0.0, "solver": "sde"},
+        {"enable_cns": False, "solver": "sde"},
+    ],
+)
 def test_without_churn_it_is_the_plain_pipeline_bit_for_bit(pipe, photo, config):
     picture = photo.crop((0, 0, 96, 64))
     for image in (None, [picture], [picture, picture.rotate(180)]):

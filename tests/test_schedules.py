@@ -48,8 +48,13 @@ def test_log_snr_is_uniform_from_kleins_second_sigma(tokens, steps):
 @pytest.mark.parametrize(
     ("value", "parsed"),
     [
-        (None, "auto"), ("auto", "auto"), ("square_hd", "square_hd"), ("640x480", (640, 480)), ((64, 2048), (64, 2048)),
-        ([100, 101], (100, 101)), ({"width": 2016, "height": 1152}, (2016, 1152)),
+        (None, "auto"),
+        ("auto", "auto"),
+        ("square_hd", "square_hd"),
+        ("640x480", (640, 480)),
+        ((64, 2048), (64, 2048)),
+        ([100, 101], (100, 101)),
+        ({"width": 2016, "height": 1152}, (2016, 1152)),
     ],
 )
 def test_image_size(value, parsed):
@@ -72,7 +77,12 @@ def test_output_size():
     with pytest.raises(ValueError, match=r"first picture is 1x1, .*at least 64 .*Give an image_size"):
         output_size("auto", (1, 1))
     assert set(IMAGE_SIZES) == {
-        "square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9",
+        "square_hd",
+        "square",
+        "portrait_4_3",
+        "portrait_16_9",
+        "landscape_4_3",
+        "landscape_16_9",
     }
     assert latent_size(451, 300) == (19, 29)
     assert latent_size(1024, 768) == (48, 64)

@@ -20,8 +20,21 @@ from klein_cns.weights.components import WANTED
 from PIL import Image
 
 PACKAGES = (  # fal-client and what it needs, for a ComfyUI that has none of it
-    "fal_client", "httpx", "httpcore", "h11", "anyio", "sniffio", "certifi", "idna", "aiofiles", "asyncstdlib",
-    "httpx_sse", "msgpack", "websockets", "filelock", "typing_extensions.py",
+    "fal_client",
+    "httpx",
+    "httpcore",
+    "h11",
+    "anyio",
+    "sniffio",
+    "certifi",
+    "idna",
+    "aiofiles",
+    "asyncstdlib",
+    "httpx_sse",
+    "msgpack",
+    "websockets",
+    "filelock",
+    "typing_extensions.py",
 )
 MISSING = {name: "none.safetensors" for name in SINGLE}
 PROBES = '''
@@ -93,11 +106,27 @@ NODE_CLASS_MAPPINGS = {{probe.__name__: probe for probe in (ProbeMemory, ProbeGr
 
 def fal_node(**changed):
     values = {
-        "prompt": "make it blue", "negative_prompt": "", "guidance_scale": 5.0, "seed": 5, "num_inference_steps": 28,
-        "image_size": "auto", "width": 1024, "height": 1024, "num_images": 1, "acceleration": "regular",
-        "enable_safety_checker": True, "output_format": "png", "sync_mode": False, "image_urls": "", "lora_urls": "",
-        "upload_loras": False, "max_cost_usd": 0.5, "recover_request_id": "", "resubmit_lost": False,
-        "on_flagged": "error", **OFF.to_endpoint(),
+        "prompt": "make it blue",
+        "negative_prompt": "",
+        "guidance_scale": 5.0,
+        "seed": 5,
+        "num_inference_steps": 28,
+        "image_size": "auto",
+        "width": 1024,
+        "height": 1024,
+        "num_images": 1,
+        "acceleration": "regular",
+        "enable_safety_checker": True,
+        "output_format": "png",
+        "sync_mode": False,
+        "image_urls": "",
+        "lora_urls": "",
+        "upload_loras": False,
+        "max_cost_usd": 0.5,
+        "recover_request_id": "",
+        "resubmit_lost": False,
+        "on_flagged": "error",
+        **OFF.to_endpoint(),
     }
     return node("KleinFalEdit", **{**values, **changed})
 

@@ -142,10 +142,18 @@ def test_refusals_are_sentences(server, loras):
         (stack(**ready, lora_1="../outside.safetensors"), "lies outside models/loras/"),
         (stack(**ready, lora_1="..\\\\outside.safetensors"), "lies outside models/loras/"),
         (stack(**ready, lora_1=str(path(server, loras[0]))), "lies outside models/loras/"),
-        *((stack(**ready, lora_1=name), "lies outside models/loras/") for name in (
-            "C:/lora1.safetensors", "c:lora1.safetensors", "C:\\lora1.safetensors", "folder0/C:/lora1.safetensors",
-            "folder0\\d:lora1.safetensors", "//host/share/lora1.safetensors", "\\\\?\\C:\\lora1.safetensors",
-        )),
+        *(
+            (stack(**ready, lora_1=name), "lies outside models/loras/")
+            for name in (
+                "C:/lora1.safetensors",
+                "c:lora1.safetensors",
+                "C:\\lora1.safetensors",
+                "folder0/C:/lora1.safetensors",
+                "folder0\\d:lora1.safetensors",
+                "//host/share/lora1.safetensors",
+                "\\\\?\\C:\\lora1.safetensors",
+            )
+        ),
         (stack(**ready, lora_1=7), "lora_1 is 7; give the name of a file in models/loras/, or none"),
         (stack(**ready, lora_1="bad.safetensors"), "LoRA bad.safetensors is no safetensors file"),
         (stack(**ready, lora_1=loras[0], strength_1=float("nan")), "strength_1 is nan; it must be a finite number"),

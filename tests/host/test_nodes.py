@@ -68,7 +68,10 @@ def test_a_masked_edit_keeps_every_pixel_outside(server, pictures):
     mask[:, 20:60, 30:90] = 1
     give(server, "mask", mask)
     prompt = graph(
-        "masked", CNSParams(), ["picture0"], conditioner={"mask": ["mask", 1]},
+        "masked",
+        CNSParams(),
+        ["picture0"],
+        conditioner={"mask": ["mask", 1]},
         decode={"original": ["load0", 0], "mask": ["mask", 1]},
     )
     prompt["mask"] = node("ProbeLoad", name="mask")
@@ -212,8 +215,14 @@ def test_cns_off_is_the_official_chain_bit_for_bit(server, pictures):
         "guider": node("CFGGuider", model=["loader", 0], positive=["edit", 0], negative=["edit", 1], cfg=5.0),
         "noise": node("RandomNoise", noise_seed=5),
         "euler": node("KSamplerSelect", sampler_name="euler"),
-        "advanced": node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["euler", 0],
-                         sigmas=["sigmas", 0], latent_image=["edit", 2]),
+        "advanced": node(
+            "SamplerCustomAdvanced",
+            noise=["noise", 0],
+            guider=["guider", 0],
+            sampler=["euler", 0],
+            sigmas=["sigmas", 0],
+            latent_image=["edit", 2],
+        ),
         "save": node("ProbeSave", name="ours", latent=["sample", 0]),
         "save2": node("ProbeSave", name="theirs", latent=["advanced", 0]),
     }

@@ -36,7 +36,12 @@ def test_a_schedule_of_comfyui(server):
 def test_log_snr_is_the_same_on_the_diffusers_host(server, host_pipeline):
     ours = result(server, latents("log_snr", params=FULL, sampler={"scheduler": "log_snr", "solver": "sde_2m"}))
     expected = host_pipeline(
-        "make it blue", num_inference_steps=4, seed=5, solver="sde_2m", scheduler="log_snr", image_size=(96, 64),
+        "make it blue",
+        num_inference_steps=4,
+        seed=5,
+        solver="sde_2m",
+        scheduler="log_snr",
+        image_size=(96, 64),
         cns=FULL,
     ).latents
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
@@ -60,7 +65,7 @@ def halves(name, params, cns_seed):
     """The first two steps, then the rest without new initial noise."""
     first = custom_sampling(name, params)
     first |= {"flux2": FLUX2, "sigmas": node("SplitSigmas", sigmas=["flux2", 0], step=2)}
-    second = custom_sampling(name, params, cns_seed, noise=node("DisableNoise"), latent=["sample", 0])
+    second = custom_sampling(name, params, cns_seed=cns_seed, noise=node("DisableNoise"), latent=["sample", 0])
     return first | {
         "cns2": second["cns"],
         "none": second["noise"],
