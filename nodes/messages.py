@@ -9,9 +9,8 @@ from typing import Any
 from comfy_api.latest import io
 
 # For the Schema of a node that says something: its words come again with a cached run (ComfyUI 0.19 and newer).
-SAYS: dict[str, Any] = {
-    name: True for name in ("has_intermediate_output",) if name in {field.name for field in fields(io.Schema)}
-}
+_AGAIN = "has_intermediate_output"
+SAYS: dict[str, Any] = {_AGAIN: True} if _AGAIN in {field.name for field in fields(io.Schema)} else {}
 
 
 def show(unique_id: str, text: str) -> None:

@@ -82,13 +82,13 @@ class Page:
 def playwright():
     """The environment of `driver.mjs`."""
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if shutil.which("node") is None or chromium is None:
-        pytest.skip("no browser: node and chromium are needed (CHROMIUM is the program)")
-    found = subprocess.run(["npm", "root", "-g"], capture_output=True, text=True, check=False).stdout.strip()
-    for folder in (os.environ.get("PLAYWRIGHT_CORE"), f"{found}/playwright-core"):
-        if folder and (Path(folder) / "index.mjs").is_file():
-            return {"PLAYWRIGHT_CORE": folder, "CHROMIUM": chromium}
-    pytest.skip("no playwright-core: npm install -g playwright-core, or set PLAYWRIGHT_CORE to its folder")
+    if shutil.which("node") is None or shutil.which("npm") is None or chromium is None:
+        pytest.skip("no browser: node, npm and chromium are needed (CHROMIUM is the program)")
+    found = subprocess.run(["npm", "root", "-g"], capture_output=True, text=True, check=True).stdout.strip()
+    folder = os.environ.get("PLAYWRIGHT_CORE") or f"{found}/playwright-core"
+    if not (Path(folder) / "index.mjs").is_file():
+        pytest.skip("no playwright-core: npm install -g playwright-core, or set PLAYWRIGHT_CORE to its folder")
+    return {"PLAYWRIGHT_CORE": folder, "CHROMIUM": chromium}
 
 
 @pytest.fixture(params=["classic", "nodes2"])
