@@ -159,7 +159,9 @@ def make_sigmas(model: Any, scheduler: str, steps: int, denoise: float, samples:
     """
     if checked_number("denoise", denoise, 0.0, 1.0) == 0:
         return torch.FloatTensor([])
-    nothing = ValueError(f"denoise is {denoise} at {steps} steps, which leaves nothing to do; raise it or set it to 0.")
+    nothing = ValueError(
+        f"denoise is {denoise} with steps {steps}, which leaves nothing to do; raise it or set it to 0."
+    )
     if steps / denoise > MAX_GRID:
         raise nothing
     total = int(steps / denoise)

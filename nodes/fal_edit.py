@@ -206,7 +206,9 @@ class KleinFalEdit(io.ComfyNode):
             check=comfy.model_management.throw_exception_if_processing_interrupted,
             progress=progress,
         )
-        cost = f"${collected.cost_usd:.4f}" if collected.cost_usd else "an earlier request, nothing is charged"
+        cost = (
+            f"${collected.cost_usd:.4f}" if collected.cost_usd else "collected an earlier request, nothing is charged"
+        )
         return io.NodeOutput(
             [to_pixels(picture).movedim(1, -1) for picture in collected.images],
             values["seed"] if collected.seed is None else collected.seed,
@@ -259,7 +261,7 @@ def _lora_files(stack: Any, allowed: bool) -> list[tuple[Path, float]]:
     entries = given_stack(stack)
     if entries and not allowed:
         raise ValueError(
-            f"lora_stack holds {', '.join(name for name, *_ in entries)}, which fal can only use if they are put on "
+            f"lora_stack holds {', '.join(name for name, *_ in entries)}, which fal can use only if they are put on "
             "its servers. Turn on upload_loras, or give their addresses in lora_urls."
         )
     return [(Path(find(name)), strength) for name, strength, _ in entries]

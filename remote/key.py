@@ -30,7 +30,7 @@ def read_key(environment: Mapping[str, str], file: Path) -> str:
     if not key:
         raise RemoteError(
             f"there is no fal key. Make one at fal.ai/dashboard/keys and set the environment variable {VARIABLE}, or "
-            f"write it into {file} (mode 600)."
+            f"write it into {file}, readable by you alone (chmod 600)."
         )
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise RemoteError(f"{source} holds no fal key: a line of letters, digits, '-' and ':'. Copy it anew.")

@@ -201,7 +201,9 @@ def parse_lora_urls(text: str) -> list[Lora]:
         try:
             found.append((path, float(rest[0]) if rest else 1.0))
         except ValueError:
-            raise NotAccepted(f"lora_urls: {rest[0]!r} after {path} is no number.") from None
+            raise NotAccepted(
+                f"lora_urls: {rest[0]!r} after {path} is no number; give a scale, for example 0.8."
+            ) from None
     return found
 
 

@@ -272,8 +272,8 @@ def test_wrong_numbers_are_refused_with_their_range(server):
         ({"scheduler": "none"}, "scheduler"),
         ({"cfg": float("nan")}, "cfg is nan; allowed is a number from 0.0 to 100.0"),
         ({"denoise": float("nan")}, "denoise is nan; allowed"),
-        ({"denoise": 1e-300}, "denoise is 1e-300 at 4 steps, which leaves nothing to do"),
-        ({"denoise": 0.01, "steps": 150}, "denoise is 0.01 at 150 steps, which leaves nothing to do"),
+        ({"denoise": 1e-300}, "denoise is 1e-300 with steps 4, which leaves nothing to do"),
+        ({"denoise": 0.01, "steps": 150}, "denoise is 0.01 with steps 150, which leaves nothing to do"),
     ):
         assert says in failure(server, latents("wrong", params=CNS, sampler=sampler))
 
