@@ -267,6 +267,9 @@ class _Purchase:
         """Nothing is left to do once the pictures are saved."""
 
 
+CHECK_ID = "Check recover_request_id at fal.ai/dashboard/requests; running again with it looks again."
+
+
 class _Rescue:
     """The steps of a `Recovery`."""
 
@@ -301,7 +304,9 @@ class _Rescue:
                 return self._session.journal.update(row, SUBMITTED)
             raise Unobtainable(f"{error} {RUN_AGAIN}") from None
         except Unobtainable as error:
-            raise Unobtainable(f"{error} {RUN_AGAIN}") from None
+            if row.state == SUBMITTED and row.fingerprint == self.fingerprint:  # known from the user's word alone
+                self._session.journal.update(row, FAILED, error=str(error))
+            raise Unobtainable(f"{error} {CHECK_ID}") from None
 
     def settle(self, row: Entry) -> None:
         """Make what was recovered the result of the same inputs too, if their submission was lost.

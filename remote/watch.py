@@ -78,7 +78,7 @@ async def cancel(session: Session, row: Entry | None) -> None:
     if row is None or row.state not in (SUBMITTED, CANCELLING):
         return
     try:
-        row = await within(session.waits.grace, _ask_andwait(session, row))
+        row = await within(session.waits.grace, _ask_and_wait(session, row))
         said = f"{row.state} at fal"
         if row.state == COMPLETED:
             with suppress(RemoteError, JournalError, asyncio.TimeoutError):  # the next run fetches it
@@ -100,7 +100,7 @@ async def cancel(session: Session, row: Entry | None) -> None:
     session.progress(said)
 
 
-async def _ask_andwait(session: Session, row: Entry) -> Entry:
+async def _ask_and_wait(session: Session, row: Entry) -> Entry:
     with suppress(JournalError):  # a full disk must not keep fal from being asked
         row = session.journal.update(row, CANCELLING)
     try:

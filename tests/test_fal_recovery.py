@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from fal_runs import QUICK, Machine, order
 from fal_server import KEY, FalServer, answer, drop, png, stall
 from klein_cns.remote.errors import RemoteError
 from klein_cns.remote.journal import NAME as JOURNAL
+from klein_cns.remote.journal import overview
 
 CHILD = Path(__file__).with_name("fal_child.py")
 POINTS = ("submit", "status", "result", "file")
@@ -547,6 +549,18 @@ def test_recover_by_id(fal, machine, tmp_path):
         with pytest.raises(RemoteError, match=says):
             other.run(recover_request_id=wrong, resubmit_lost=True)
     assert fal.posts == 1
+
+
+def test_an_id_that_fal_never_knew_is_no_open_request(fal, machine):
+    """Only the user named it; it may be mistyped. Once fal knows it, the same run collects it."""
+    for _ in range(2):
+        with pytest.raises(RemoteError, match=r"does not know the request.*\. Check recover_request_id at fal\.ai"):
+            machine.run(recover_request_id="mistyped")
+        now = datetime.now().astimezone()
+        assert overview(machine.folder, now, now)["open"] == []
+    paid = machine.run()
+    fal.requests["mistyped"] = fal.requests[paid.request_id]
+    assert machine.run(recover_request_id="mistyped").images and fal.posts == 1
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["lost", "submitting"])
