@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the parallel processes share the cores; threads besides would wait for each other
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Run what shares a ComfyUI server in one of the parallel processes."""
     for item in items:
