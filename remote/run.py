@@ -267,7 +267,7 @@ class _Purchase:
         """Nothing is left to do once the pictures are saved."""
 
 
-CHECK_ID = "Check recover_request_id at fal.ai/dashboard/requests; running again with it looks again."
+CHECK_ID = "Check recover_request_id: your requests are listed at fal.ai/dashboard/requests."
 
 
 class _Rescue:

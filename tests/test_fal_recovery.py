@@ -554,7 +554,7 @@ def test_recover_by_id(fal, machine, tmp_path):
 def test_an_id_that_fal_never_knew_is_no_open_request(fal, machine):
     """Only the user named it; it may be mistyped. Once fal knows it, the same run collects it."""
     for _ in range(2):
-        with pytest.raises(RemoteError, match=r"does not know the request.*\. Check recover_request_id at fal\.ai"):
+        with pytest.raises(RemoteError, match=r"does not know the request.*\. Check recover_request_id: your"):
             machine.run(recover_request_id="mistyped")
         now = datetime.now().astimezone()
         assert overview(machine.folder, now, now)["open"] == []
