@@ -158,7 +158,7 @@ def test_pictures_count_in_socket_order(server, photo):
 def test_encodings_are_kept(server):
     """Changing only the prompt encodes no picture again, changing only a picture no text."""
     for i in range(2):  # pictures of this test alone: those that others gave are kept too
-        give(server, f"counted{i}", torch.rand(1, 32, 48, 3, generator=torch.Generator().manual_seed(50 + i)))
+        give(server, f"counted{i}", torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(50 + i)))
     prompt = graph("counted", OFF, ["counted0"], sampler={"steps": 1})
     prompt["count"] = node("ProbeCount", clip=["loader", 1], vae=["loader", 2])
     prompt["edit"]["inputs"] |= {"clip": ["count", 0], "vae": ["count", 1], "prompt": "first words"}
