@@ -20,9 +20,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Run what shares a ComfyUI server in one of the parallel processes."""
+    """Run what shares a ComfyUI server in one of the parallel processes, so that one server is started."""
     for item in items:
-        if item.path.parent.name in ("host", "browser"):
+        if item.path.parent.name in ("host", "browser") and not {"server", "fresh"}.isdisjoint(item.fixturenames):
             item.add_marker(pytest.mark.xdist_group("comfyui"))
 
 
