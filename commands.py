@@ -15,6 +15,7 @@ import torch
 from . import __version__
 from .klein.loading import HUB_ID
 from .klein.pipeline import REPORTED, KleinPipeline, check_inputs
+from .klein.presets import PRESETS, preset
 from .klein.request import KleinRequest
 from .klein.result import FORMATS, output_files
 from .klein.schedules import SCHEDULES
@@ -22,16 +23,15 @@ from .klein.sizes import latent_size
 from .klein.tiny import is_tiny
 from .lora import MAX_LORAS, LoraError, examine_lora, parse_loras
 from .sampler.advice import advice
-from .sampler.gamma_fits import FITS
-from .sampler.params import PREFIX, SWITCH, CNSParams, public_name
-from .sampler.progress import UNGUIDED, ProgressMatrix, shipped_progress
+from .sampler.gamma_fits import FITS, UNGUIDED
+from .sampler.params import GAMMA_FILE, PREFIX, SWITCH, CNSParams, public_name
+from .sampler.progress import find_progress
 
 NO_LOCAL_EFFECT = {
     "acceleration": "acceleration chooses among fal's own engines",
     "enable_safety_checker": "the safety checker runs at fal",
     "sync_mode": "sync_mode is about how fal returns files",
 }
-GAMMA_FILE = "cns_gamma_file"
 # What a request may hold beside the fields of KleinRequest and CNSParams.
 REST = ("image_urls", "loras", "output_format", GAMMA_FILE, *NO_LOCAL_EFFECT)
 
@@ -83,17 +83,22 @@ def _run(args: argparse.Namespace, request: dict[str, Any], pictures: list[str])
     for name, why in NO_LOCAL_EFFECT.items():
         if request.pop(name, None) is not None:
             _say(f"{name} has no local effect: {why}.")
-    cns = CNSParams.from_endpoint(request)
-    shaping = [name for name in request if name.startswith(PREFIX)] + [GAMMA_FILE] * (gamma_file is not None)
+    run = KleinRequest.from_dict(request)
+    cns = run.cns
+    shaping = [name for name in request if name.startswith(PREFIX)]
+    progress = None
+    if gamma_file is not None:
+        shaping.append(GAMMA_FILE)
+        if cns.enable_cns and cns.gamma_source == "matrix":
+            progress = find_progress(gamma_file)
+        elif cns.enable_cns:
+            _say(f"{GAMMA_FILE} has no effect, since cns_gamma_source is {cns.gamma_source!r}.")
     if shaping and not cns.enable_cns:
         _say(
             f"{SWITCH} is off, so {', '.join(shaping)} {'has' if len(shaping) == 1 else 'have'} no effect; "
             "turn it on with --enable-cns."
         )
-    own = {name: value for name, value in request.items() if name not in cns.to_request()}
-    run = KleinRequest(cns=cns, **own)
     output_files(args.output, run.num_images, output_format)
-    progress = _progress(gamma_file) if cns.enable_cns and gamma_file is not None else None
     _, (width, height) = check_inputs(run, pictures, progress)
     rows, columns = latent_size(width, height)
     sigmas = SCHEDULES[run.scheduler](run.num_inference_steps, rows * columns)
@@ -138,13 +143,13 @@ def _load(args: argparse.Namespace) -> KleinPipeline:
     )
 
 
-def _progress(file: str) -> ProgressMatrix:
-    return shipped_progress(file) if file in FITS else ProgressMatrix.load(file)
-
-
 def _request(args: argparse.Namespace) -> dict[str, Any]:
-    """The request: --params, overridden by the options given."""
+    """The request: --params, overridden by --preset, overridden by the options given."""
     request = _read_params(args.params) if args.params else {}
+    if args.preset is not None:
+        values = preset(args.preset)
+        _say(f"preset {args.preset}: {', '.join(f'{name} {value}' for name, value in values.items())}.")
+        request.update(values)
     request.update({name: getattr(args, name) for name in _request_names() if getattr(args, name, None) is not None})
     request.pop("output_format", None)  # the ending of OUT decides
     if "prompt" not in request:
@@ -202,6 +207,8 @@ def _add_run_options(parser: argparse.ArgumentParser, run: Callable[[argparse.Na
     parser.set_defaults(run=run)
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
     parser.add_argument("--params", metavar="FILE.json", help="a request as the endpoint takes it; options override it")
+    names = ", ".join(f"'{name}'" for name in PRESETS)
+    parser.add_argument("--preset", metavar="NAME", help=f"a named set of values; options override it: {names}")
     parser.add_argument("--lora", dest="loras", action="append", metavar="PATH:SCALE", help=f"up to {MAX_LORAS} times")
     parser.add_argument("--output-format", choices=tuple(FORMATS), help="default: the ending of OUT")
     machine = parser.add_argument_group("model and machine")

@@ -2,6 +2,7 @@
 
 from ..endpoint import IMAGE_SIZES
 from .pipeline import KleinPipeline
+from .presets import PRESETS, preset
 from .request import KleinRequest
 from .result import KleinResult
 from .schedules import SCHEDULES, empirical_mu, flux2_sigmas, log_snr_sigmas
@@ -9,6 +10,7 @@ from .tiny import tiny
 
 __all__ = [
     "IMAGE_SIZES",
+    "PRESETS",
     "SCHEDULES",
     "KleinPipeline",
     "KleinRequest",
@@ -16,5 +18,6 @@ __all__ = [
     "empirical_mu",
     "flux2_sigmas",
     "log_snr_sigmas",
+    "preset",
     "tiny",
 ]

@@ -17,7 +17,8 @@ from ..endpoint import MAX_IMAGES
 from ..lora import LoraSpec, Report, parse_loras
 from ..lora.read import find_weights, stamp
 from ..sampler.noise import checked_batch_index
-from ..sampler.progress import ProgressMatrix, reference_progress, resolve_progress
+from ..sampler.params import GAMMA_FILE
+from ..sampler.progress import ProgressMatrix, find_progress, reference_progress, resolve_progress
 from .denoiser import denoise, guided_velocity, initial_noise
 from .loading import load_components
 from .memory import memory_advice
@@ -142,9 +143,17 @@ class KleinPipeline:
         show_progress: bool = False,
         **request: Any,
     ) -> KleinResult:
-        """`run` with the fields of a `KleinRequest` given by name."""
+        """`run` with the fields of a `KleinRequest` given by name, the ``cns_*`` too, or as ``cns=CNSParams(...)``.
+
+        ``cns_gamma_file`` names a shipped matrix or a file, where no ``progress`` is given.
+        """
+        gamma_file = request.pop(GAMMA_FILE, None)
+        fields = {"prompt": prompt, **request}
+        made = KleinRequest(**fields) if "cns" in fields else KleinRequest.from_dict(fields)
+        if gamma_file is not None and progress is None and made.cns.enable_cns and made.cns.gamma_source == "matrix":
+            progress = find_progress(gamma_file)
         return self.run(
-            KleinRequest(prompt=prompt, **request),
+            made,
             images,
             progress=progress,
             batch_index=batch_index,
@@ -201,7 +210,7 @@ class KleinPipeline:
             timings=clock.seconds,
             parameters={
                 **request.to_dict(),
-                **({"cns_gamma_file": progress.name} if progress is not None else {}),
+                **({GAMMA_FILE: progress.name} if progress is not None else {}),
                 "image_size": {"width": width, "height": height},
                 "images": [_name_of(image) for image in images],
                 "loras": [{"path": Path(lora.path).name, "scale": lora.scale} for lora in self.loras],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -63,6 +64,18 @@ class KleinRequest:
         object.__setattr__(self, "image_size", parse_image_size(self.image_size))
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbelow(2**32))
+
+    @classmethod
+    def from_dict(cls, request: Mapping[str, Any]) -> KleinRequest:
+        """Read the fields and the ``cns_*`` of one mapping, as `to_dict` writes them.
+
+        Raises:
+            ValueError: a bad value, or a ``cns_*`` that does not exist.
+            TypeError: another field that does not exist.
+        """
+        cns = CNSParams.from_endpoint(request)
+        own = {name: value for name, value in request.items() if name not in cns.to_request()}
+        return cls(cns=cns, **own)
 
     def to_dict(self) -> dict[str, Any]:
         """Every field under its public name, as ``klein-cns --params`` reads it."""

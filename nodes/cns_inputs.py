@@ -10,13 +10,12 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..sampler.gamma_fits import FITS
-from ..sampler.params import LOCAL_NAMES, SWITCH, CNSParams, public_name
+from ..sampler.params import GAMMA_FILE, LOCAL_NAMES, SWITCH, CNSParams, public_name
 from ..sampler.progress import ProgressMatrix, shipped_progress
 from ..sampler.solvers import DEFAULT_SOLVER, SOLVER_HELP, SOLVERS
 from .common import FLUX2_CHANNELS, is_inside
 
 GAMMA_FOLDER = "cns_gamma"
-GAMMA_FILE = "cns_gamma_file"
 GAMMA_ENDINGS = {".safetensors", ".pt"}
 
 

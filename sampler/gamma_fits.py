@@ -14,19 +14,20 @@ from __future__ import annotations
 import numpy as np
 
 BINS = 32
+UNGUIDED, GUIDED = "sit_xl2_unguided", "sit_xl2_cfg_1.5"
 KNEE = 0.2  # normalised radius below which bands count as low
 
 # a, p, q, c: polynomials in the warped frequency x, lowest power first; the last entry is added in the corner
 # band alone (f = 1), which holds a single FFT mode. gate: flow time where the transient ends, and its steepness.
 FITS: dict[str, dict[str, tuple[float, ...]]] = {
-    "sit_xl2_unguided": {
+    UNGUIDED: {
         "a": (0.588, -0.3427, 1.3655, -0.8469, -0.264),
         "p": (1.6973, 0.9683, -0.0389, -0.4054, -0.1927),
         "q": (1.18, -0.187, -0.3245),
         "c": (0.1351, 0.0713),
         "gate": (0.0386, 96.0),
     },
-    "sit_xl2_cfg_1.5": {
+    GUIDED: {
         "a": (0.5208, -0.4355, 1.3497, -0.7592, -0.2937),
         "p": (1.5829, 0.8534, 0.002, -0.3153, -0.2241),
         "q": (1.1826, -0.1818, -0.2981),

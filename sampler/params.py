@@ -17,6 +17,7 @@ from typing import Any
 PREFIX = "cns_"
 MAX_SEED = 2**64 - 1  # as ComfyUI has it
 SWITCH = "enable_cns"
+GAMMA_FILE = "cns_gamma_file"  # which matrix: no parameter of its own, since a matrix is data
 SWITCH_HELP = "Turn Colored Noise Sampling on. Off, every cns_ value is ignored and no noise is added."
 GUIDED_DIVIDER, GUIDED_ENERGY = 25.0, 0.998  # what the endpoint advises for a base model with real guidance
 GUIDED_ADVICE = (

@@ -13,11 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .gamma_fits import BINS, FITS, fitted_gamma
+from .gamma_fits import BINS, FITS, UNGUIDED, fitted_gamma
 from .params import CNSParams
 from .spectrum import radial_bands, unpatchify
-
-UNGUIDED = "sit_xl2_unguided"
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +114,15 @@ def shipped_progress(name: str = UNGUIDED) -> ProgressMatrix:
         raise ValueError(f"progress {name!r} is not shipped; shipped are {', '.join(FITS)}.")
     t = torch.linspace(0, 1, 250, dtype=torch.float64, device="cpu")
     return ProgressMatrix(torch.from_numpy(fitted_gamma(t.numpy(), FITS[name])), t, name)
+
+
+def find_progress(name: str) -> ProgressMatrix:
+    """The matrix that ``cns_gamma_file`` names: a shipped one, or a file.
+
+    Raises:
+        ValueError: neither, or a file that holds no matrix.
+    """
+    return shipped_progress(name) if name in FITS else ProgressMatrix.load(name)
 
 
 def approximation() -> ProgressMatrix:

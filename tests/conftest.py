@@ -108,3 +108,15 @@ def pipeline():
     from klein_cns.klein import KleinPipeline
 
     return KleinPipeline.from_pretrained("tiny", device="cpu")
+
+
+@pytest.fixture
+def klein(capsys):
+    """Run the command ``klein-cns``; (exit status, stdout, stderr)."""
+    from klein_cns import cli
+
+    def run(*args):
+        status = cli.main([str(arg) for arg in args])
+        return status, *capsys.readouterr()
+
+    return run

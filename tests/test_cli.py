@@ -33,17 +33,6 @@ def cat(tmp_path, photo):
     return path
 
 
-@pytest.fixture
-def klein(capsys):
-    """Run a command; (exit status, stdout, stderr)."""
-
-    def run(*args):
-        status = cli.main([str(arg) for arg in args])
-        return status, *capsys.readouterr()
-
-    return run
-
-
 def parameters(path):
     with Image.open(path) as image:
         return json.loads(image.text["klein_cns"])
