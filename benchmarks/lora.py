@@ -17,14 +17,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from on_comfyui import answer, import_pack, worker
+
 RANK = 32
 COUNT = 3
 FILES = {"BFL names, kohya": "lora_unet_", "diffusers names, peft": "transformer."}
@@ -60,28 +58,13 @@ def write_files(folder: Path) -> None:
 # What follows runs in ComfyUI's Python.
 
 
-def import_pack() -> None:
-    import importlib.util
-
-    import comfy.options
-
-    sys.argv = ["benchmark", "--cpu"]
-    comfy.options.enable_args_parsing()
-    spec = importlib.util.spec_from_file_location(
-        "klein_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["klein_pack"] = module
-    spec.loader.exec_module(module)
-
-
 def load(who: str, prefix: str, folder: str) -> dict[str, float]:
     """Processor seconds and megabytes until the three are attached, and until every factor was read."""
     import gc
     import resource
     import time
 
-    import_pack()
+    import_pack("--cpu")
     import comfy.model_detection
     import comfy.model_patcher
     import comfy.sd
@@ -123,7 +106,7 @@ def load(who: str, prefix: str, folder: str) -> dict[str, float]:
 
 def quantised(folder: str) -> list[dict[str, float | str]]:
     """The error of a LoRA's effect on a scaled-fp8 tiny klein, for each strength, merged and bypassed."""
-    import_pack()
+    import_pack("--cpu")
     import comfy.model_management
     import comfy.sd
     import comfy.utils
@@ -175,41 +158,27 @@ def quantised(folder: str) -> list[dict[str, float | str]]:
     return rows
 
 
-def worker(python: str, comfyui: str, *args: str) -> object:
-    done = subprocess.run(
-        [python, __file__, "--worker", *args], cwd=comfyui, env={**os.environ, "PYTHONPATH": comfyui},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        sys.path.insert(0, os.getcwd())
-        kind, *rest = args.worker
-        print(json.dumps({"load": load, "quantised": quantised}[kind](*rest)))
-        return
-    comfyui, python = os.environ["COMFYUI_PATH"], os.environ["COMFYUI_PYTHON"]
+        return answer({"load": load, "quantised": quantised}, *args.worker)
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder))
         runs = [("klein", prefix, words) for words, prefix in FILES.items()] + [("comfyui", "lora_unet_", "its own")]
         found = {run: [] for run in runs}
         for _ in range(args.repeats):
             for run in runs:
-                found[run].append(worker(python, comfyui, "load", *run[:2], folder))
+                found[run].append(worker(__file__, "load", *run[:2], folder))
         print("| loader | format | attached, s | MB | every factor read, s | MB |\n|---|---|---|---|---|---|")
         for (who, _, words), results in found.items():
             median = {name: statistics.median(result[name] for result in results) for name in results[0]}
             cells = (f"{median[name]:.{0 if 'mb' in name else 3}f}" for name in median)
             print(f"| {who} | {words} | {' | '.join(cells)} |")
         print("\n| strength | apply | error of the weights' change | of the output's change |\n|---|---|---|---|")
-        for row in worker(python, comfyui, "quantised", folder):
+        for row in worker(__file__, "quantised", folder):
             print(f"| {row['strength']} | {row['apply']} | {row['weights']:.1e} | {row['output']:.1e} |")
 
 
