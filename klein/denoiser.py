@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from ..sampler.acceleration import Accelerator
 
 Text = tuple[Tensor, Tensor]  # prompt embeddings [1, L, D] and their position ids [1, L, 4]
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -36,6 +39,7 @@ def guided_velocity(
     negative: Text | None,
     references: list[Tensor],
     guidance_scale: float,
+    accelerator: Accelerator | None = None,
 ) -> Velocity:
     """``(latents [B, C, h, w], timestep) -> velocity [B, C, h, w]``, both in float32.
 
@@ -47,6 +51,7 @@ def guided_velocity(
         size: (h, w) of the latents.
         negative: None where guidance_scale is 1.
         references: normalised latents [1, C, h, w] of each picture, of any sizes.
+        accelerator: gives the unconditional velocity where it is not computed; give `denoise` the same.
     """
     transformer, device = pipe.transformer, pipe._execution_device
     ids = pipe._prepare_latent_ids(torch.empty(batch, 1, *size, device="cpu")).to(device)
@@ -75,7 +80,11 @@ def guided_velocity(
         with _exact_timestep(transformer, timestep * 1000):
             guided = predict(tokens, timestep, positive, "cond")
             if negative is not None:
-                unguided = predict(tokens, timestep, negative, "uncond")
+                predict_unguided = partial(predict, tokens, timestep, negative, "uncond")
+                if accelerator is None:
+                    unguided = predict_unguided()
+                else:  # x0 = x - σ·velocity
+                    unguided = accelerator.unconditional(guided, predict_unguided, -timestep[0])
                 guided = unguided + guidance_scale * (guided - unguided)
         return guided.transpose(1, 2).unflatten(2, size)
 
@@ -88,15 +97,27 @@ def denoise(
     latents: Tensor,
     callback: Callable[[dict[str, Any]], None] | None = None,
     show_progress: bool = False,
+    accelerator: Accelerator | None = None,
 ) -> Tensor:
-    """Run a diffusers scheduler to its end; ``callback`` gets ``{"x", "i", "sigma", "denoised"}`` before each step."""
+    """Run a diffusers scheduler to its end; ``callback`` gets ``{"x", "i", "sigma", "denoised"}`` before each step.
+
+    Args:
+        accelerator: decides at which steps the model is called; where None, at each.
+    """
     for i, timestep in enumerate(tqdm(scheduler.timesteps, disable=not show_progress)):
-        output = velocity(latents, timestep)
+        sigma = scheduler.sigmas[i]
+        if accelerator is None:
+            output = velocity(latents, timestep)
+        else:
+            output = (latents - accelerator.x0(i, partial(_x0, velocity, latents, timestep, sigma))) / sigma
         if callback is not None:
-            sigma = scheduler.sigmas[i]
             callback({"x": latents, "i": i, "sigma": sigma, "denoised": latents - sigma * output})
         latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
     return latents
+
+
+def _x0(velocity: Velocity, latents: Tensor, timestep: Tensor, sigma: Tensor) -> Tensor:
+    return latents - sigma * velocity(latents, timestep)
 
 
 @contextmanager
