@@ -79,13 +79,12 @@ class Plan:
         reused, unguided, extrapolated = (
             self.actions.count(action) for action in (Action.REUSED, Action.UNGUIDED, Action.EXTRAPOLATED)
         )
-        does = []
-        if reused:
-            does.append(f"guidance is reused at {_steps(reused)}")
+        guidance = [f"reused at {reused} steps"] if reused else []
         if unguided:
-            does.append(f"guidance is left out at {_steps(unguided)} of low sigma")
+            guidance.append(f"left out at the last {unguided}")
+        does = [f"guidance is {' and '.join(guidance)}"] if guidance else []
         if extrapolated:
-            does.append(f"the prediction is extrapolated at {_steps(extrapolated)}")
+            does.append(f"the prediction is extrapolated at {extrapolated}")
         if self.level == "regular" and not self.guided:
             does.append("without guidance there is none to reuse")
         elif not reused and not extrapolated:
@@ -220,7 +219,3 @@ def _reused_in_turn(actions: Sequence[Action]) -> int:
     """How often guidance was reused since it was last computed."""
     since = list(reversed(actions)).index(Action.COMPUTED)
     return actions[len(actions) - since :].count(Action.REUSED)
-
-
-def _steps(count: int) -> str:
-    return f"{count} step" if count == 1 else f"{count} steps"
