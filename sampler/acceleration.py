@@ -19,7 +19,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .params import LEVELS
-from .sampling import checked_sigmas
+from .sampling import as_numbers, checked_sigmas
 from .solvers import DEFAULT_SOLVER, find_solver, log_snr
 
 FEWEST = 20  # steps; with fewer, each is too long to be guessed from those before
@@ -79,18 +79,19 @@ class Plan:
         reused, unguided, extrapolated = (
             self.actions.count(action) for action in (Action.REUSED, Action.UNGUIDED, Action.EXTRAPOLATED)
         )
-        guidance = [f"reused at {reused} steps"] if reused else []
+        guidance = [f"reused at {reused}"] if reused else []
         if unguided:
             guidance.append(f"left out at the last {unguided}")
         does = [f"guidance is {' and '.join(guidance)}"] if guidance else []
         if extrapolated:
             does.append(f"the prediction is extrapolated at {extrapolated}")
+        parts = [f"of {steps} steps {', '.join(does)}"] if does else []
         if self.level == "regular" and not self.guided:
-            does.append("without guidance there is none to reuse")
+            parts.append("without guidance there is none to reuse")
         elif not reused and not extrapolated:
-            does.append("the steps lie too far apart for more")
+            parts.append("the steps lie too far apart for more")
         calls = steps * (2 if self.guided else 1)
-        return f"acceleration {self.level}: {self.calls} of {calls} model calls; {', '.join(does)}."
+        return f"acceleration {self.level}: {self.calls} of {calls} model calls; {'; '.join(parts)}."
 
 
 def plan(level: str, sigmas: Tensor | Sequence[float], guidance_scale: float, solver: str = DEFAULT_SOLVER) -> Plan:
@@ -113,7 +114,7 @@ def plan(level: str, sigmas: Tensor | Sequence[float], guidance_scale: float, so
     guided = guidance_scale != 1
     steps = max(len(sigmas) - 1, 0)
     if level == "none" or steps == 0:
-        return Plan(level, guided, tuple(map(float, sigmas)), (Action.COMPUTED,) * steps)
+        return Plan(level, guided, tuple(as_numbers(sigmas)), (Action.COMPUTED,) * steps)
     rule = RULES[level]
     reach = REACH if find_solver(solver).plain else REACH / 2
     values = checked_sigmas(sigmas, "acceleration")

@@ -149,6 +149,11 @@ def sample_cns(
     return x
 
 
+def as_numbers(sigmas: Tensor | Sequence[float]) -> list[float]:
+    """The sigmas as floats, from a device in one transfer."""
+    return sigmas.tolist() if isinstance(sigmas, Tensor) else [float(sigma) for sigma in sigmas]
+
+
 def checked_sigmas(sigmas: Tensor | Sequence[float], what: str = "CNS") -> list[float]:
     """The sigmas as numbers in [0, 1]; what is above 1 by rounding alone becomes 1.
 
@@ -158,7 +163,7 @@ def checked_sigmas(sigmas: Tensor | Sequence[float], what: str = "CNS") -> list[
     Raises:
         ValueError: sigmas that do not fall, or leave 0 to 1.
     """
-    values = sigmas.tolist() if isinstance(sigmas, Tensor) else [float(sigma) for sigma in sigmas]
+    values = as_numbers(sigmas)
     falling = all(after <= before for before, after in pairwise(values))
     if not (falling and values[-1] >= 0.0 and 0.0 < values[0] <= 1.0 + SIGMA_ROUNDING):
         raise ValueError(

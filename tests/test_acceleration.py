@@ -109,14 +109,14 @@ def test_none_computes_everything_and_says_nothing():
 
 def test_the_sentences():
     assert plan("regular", KLEIN, 5.0).sentence == (
-        "acceleration regular: 40 of 56 model calls; guidance is reused at 14 steps and left out at the last 2."
+        "acceleration regular: 40 of 56 model calls; of 28 steps guidance is reused at 14 and left out at the last 2."
     )
     assert plan("high", KLEIN, 5.0).sentence == (
-        "acceleration high: 28 of 56 model calls; guidance is reused at 2 steps and left out at the last 2, "
+        "acceleration high: 28 of 56 model calls; of 28 steps guidance is reused at 2 and left out at the last 2, "
         "the prediction is extrapolated at 12."
     )
     assert plan("high", KLEIN, 1.0).sentence == (
-        "acceleration high: 16 of 28 model calls; the prediction is extrapolated at 12."
+        "acceleration high: 16 of 28 model calls; of 28 steps the prediction is extrapolated at 12."
     )
 
 
