@@ -22,15 +22,16 @@ from .params import LEVELS
 from .sampling import as_numbers, checked_sigmas
 from .solvers import DEFAULT_SOLVER, find_solver, log_snr
 
-FEWEST = 20  # steps; with fewer, each is too long to be guessed from those before
+FEWEST = 20  # steps; with fewer, each decides too much, and all are computed in full
 REACH = 0.45  # in λ: how far from the step before another may lie that is not computed; half with a multistep solver
 STRETCH = 2.0  # how far a line through two points may be continued, relative to their distance
 HIGHEST = 0.97  # sigma: a run that starts below it keeps its guidance to the end, since all of it is decided there
+SETTLED = 0.82  # sigma: below it guidance changes slowly, and is reused more often
 LAST = 0.5  # sigma: below it guidance is left out, and what x0 misses would not be made good any more
 ACCELERATION_HELP = (
     "Fewer calls of the model, by a plan that is shown with the run: 'none' is exact, 'regular' reuses guidance at "
     "every second step and leaves it out at the end, 'high' also extrapolates the prediction at every second step. "
-    "With few steps they do less."
+    "With few steps they do less, below 20 nothing."
 )
 
 
@@ -38,12 +39,11 @@ class Rule(NamedTuple):
     """How often a level reuses guidance: so many times in turn, then it is computed again."""
 
     extrapolates: bool  # x0, at every second step
-    settled: float  # sigma below which guidance changes slowly
-    before: int  # times in turn at sigmas of ``settled`` and above
+    before: int  # times in turn at sigmas of `SETTLED` and above
     after: int  # and below
 
 
-RULES = {"regular": Rule(False, 0.9, 1, 2), "high": Rule(True, 0.8, 0, 1)}
+RULES = {"regular": Rule(False, 1, 3), "high": Rule(True, 0, 1)}
 
 
 class Action(Enum):
@@ -89,7 +89,7 @@ class Plan:
         if self.level == "regular" and not self.guided:
             parts.append("without guidance there is none to reuse")
         elif not reused and not extrapolated:
-            parts.append("the steps lie too far apart for more")
+            parts.append("the steps lie too far apart to reuse anything")
         calls = steps * (2 if self.guided else 1)
         return f"acceleration {self.level}: {self.calls} of {calls} model calls; {'; '.join(parts)}."
 
@@ -118,10 +118,12 @@ def plan(level: str, sigmas: Tensor | Sequence[float], guidance_scale: float, so
     rule = RULES[level]
     reach = REACH if find_solver(solver).plain else REACH / 2
     values = checked_sigmas(sigmas, "acceleration")
+    if steps < FEWEST:
+        return Plan(level, guided, tuple(values), (Action.COMPUTED,) * steps)
     actions: list[Action] = []
     for i, sigma in enumerate(values[:-1]):
-        near = steps >= FEWEST and i > 0 and _gap(values[i - 1], sigma) <= reach
-        turns = rule.before if sigma >= rule.settled else rule.after
+        near = i > 0 and _gap(values[i - 1], sigma) <= reach
+        turns = rule.before if sigma >= SETTLED else rule.after
         if (
             rule.extrapolates
             and near

@@ -123,7 +123,7 @@ def test_a_complete_request_of_the_endpoint_runs(klein, cat, tmp_path):
     status, _, err = klein("edit", "--params", file, "-o", tmp_path / "a.png", *QUICK, "--image-size", "96x64")
     assert status == 0
     assert "enable_safety_checker has no local effect" in err
-    assert "acceleration regular: 4 of 4 model calls; the steps lie too far apart for more." in err
+    assert "acceleration regular: 4 of 4 model calls; the steps lie too far apart to reuse anything." in err
     assert parameters(tmp_path / "a.png")["acceleration"] == "regular"
     assert re.search(r"enable_cns is off, so cns_s_churn, .* have no effect; turn it on with --enable-cns", err)
     made = parameters(tmp_path / "a.png")
