@@ -222,7 +222,8 @@ def test_klein_on_fal_has_the_endpoints_controls_alone(host):
     inputs = {**own["required"], **own["optional"]}
     assert {name for name in inputs if "cns" in name} == {name for name in EditRequest.model_fields if "cns" in name}
     assert inputs["cns_gamma_source"][1]["options"] == ["matrix", "approximation"]
-    assert inputs["seed"][1]["control_after_generate"] == "fixed"
+    if host.version > (0, 11):  # 0.11 knows no control that starts as "fixed"
+        assert inputs["seed"][1]["control_after_generate"] == "fixed"
     for kind, options in inputs.values():
         if kind == "COMBO":
             assert options["default"] in options["options"]
