@@ -70,7 +70,8 @@ def _lora(args: argparse.Namespace) -> None:
             problems.append(str(error))
         else:
             print(report)
-            problems += [report.problem] * bool(report.problem)
+            if report.problem:
+                problems.append(report.problem)
     if problems:
         raise ValueError("\n".join(problems))
 
@@ -84,12 +85,12 @@ def _run(args: argparse.Namespace, request: dict[str, Any], pictures: list[str])
         if request.pop(name, None) is not None:
             _say(f"{name} has no local effect: {why}.")
     cns = CNSParams.from_endpoint(request)
-    shaping = [name for name in request if name.startswith(PREFIX)] + [GAMMA_FILE] * (gamma_file is not None)
+    shaping = [name for name in request if name.startswith(PREFIX)]
+    if gamma_file is not None:
+        shaping.append(GAMMA_FILE)
     if shaping and not cns.enable_cns:
-        _say(
-            f"{SWITCH} is off, so {', '.join(shaping)} {'has' if len(shaping) == 1 else 'have'} no effect; "
-            "turn it on with --enable-cns."
-        )
+        verb = "has" if len(shaping) == 1 else "have"
+        _say(f"{SWITCH} is off, so {', '.join(shaping)} {verb} no effect; turn it on with --enable-cns.")
     own = {name: value for name, value in request.items() if name not in cns.to_request()}
     run = KleinRequest(cns=cns, **own)
     output_files(args.output, run.num_images, output_format)
