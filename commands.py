@@ -121,7 +121,9 @@ def _output_format(args: argparse.Namespace) -> str:
     suffix = Path(args.output).suffix.lower().lstrip(".")
     by_name = {"jpg": "jpeg"}.get(suffix, suffix)
     if by_name not in FORMATS:
-        raise ValueError(f"the ending of {args.output} is no format; allowed are .png, .jpg, .jpeg and .webp.")
+        raise ValueError(
+            f"the ending of {args.output} is not a picture format; allowed are .png, .jpg, .jpeg and .webp."
+        )
     if args.output_format not in (None, by_name):
         raise ValueError(
             f"--output-format is {args.output_format}, but {args.output} ends in .{suffix}; give one of the two, "

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from diffusers import Flux2KleinPipeline
 
 PATCH_SIZE = 2
-# Reported beside the request in `KleinResult.parameters`; they describe a run, and are no part of a request.
+# Reported beside the request in `KleinResult.parameters`; they describe a run and do not belong to a request.
 REPORTED = ("images", "model", "torch_dtype", "device", "batch_index")
 
 

@@ -189,7 +189,7 @@ def _band_spectrum(latent: Tensor, patch_size: int, num_bins: int) -> np.ndarray
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

@@ -20,7 +20,8 @@ def unpatchify(latent: Tensor, patch_size: int) -> Tensor:
     """``(c pi pj) i j -> c (i pi) (j pj)``: [B, C, h, w] to [B, C / p², h·p, w·p].
 
     Raises:
-        ValueError: channels that are no multiple of ``patch_size²``, or not four axes while patch_size > 1.
+        ValueError: patch_size is above 1, and the latent has not four axes or its channels are not a multiple of
+            ``patch_size²``.
     """
     if patch_size == 1:
         return latent
@@ -34,7 +35,8 @@ def patchify(grid: Tensor, patch_size: int) -> Tensor:
     """The inverse of `unpatchify`: [B, C, H, W] to [B, C·p², H / p, W / p].
 
     Raises:
-        ValueError: height or width that is no multiple of ``patch_size``, or not four axes while patch_size > 1.
+        ValueError: patch_size is above 1, and the grid has not four axes or its height or width is not a multiple of
+            ``patch_size``.
     """
     if patch_size == 1:
         return grid

@@ -141,7 +141,7 @@ CASES = [
         **faulty(submit=answer(200, {}, accept=True)),
     ),
     Case(
-        "id that is none",
+        "id that cannot be used",
         1,
         "lost",
         "holds no request id",
@@ -187,7 +187,11 @@ CASES = [
     ),
     Case("429, then taken", 1, "saved", OK, **faulty(submit=answer(429, {"detail": "slow down"}, Retry_After="0"))),
     Case(
-        "429 with a Retry-After that is no number", 1, "saved", OK, **faulty(submit=answer(429, Retry_After="\u00b2"))
+        "429 with a Retry-After that is not a number",
+        1,
+        "saved",
+        OK,
+        **faulty(submit=answer(429, Retry_After="\u00b2")),
     ),
     Case("429 with a Retry-After that is waited for", 1, "saved", OK, **faulty(submit=answer(429, Retry_After="1"))),
     Case(
@@ -640,7 +644,11 @@ CASES = [
         **faulty(file=FOREVER(dribble)),
     ),
     Case(
-        "web page as file", 1, "completed", "is saved as .*_0.bin, but it is no PNG", **faulty(file=answer(200, HTML))
+        "web page as file",
+        1,
+        "completed",
+        "is saved as .*_0.bin, but it is not a PNG",
+        **faulty(file=answer(200, HTML)),
     ),
     Case("spoiled file", 1, "completed", "cannot be decoded .*fetches it anew", **faulty(file=answer(200, PARTIAL))),
     Case("oversized file", 1, "completed", "larger than 0 MiB", run={"max_file": 50}),
