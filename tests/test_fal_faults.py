@@ -17,8 +17,8 @@ from typing import Any
 
 import httpx
 import pytest
-from fal_runs import PROMPT, QUICK, Machine, order
-from fal_server import FalServer, answer, drop, png, stall, truncated
+from fal_runs import PROMPT, QUICK, Machine, fal_fixture, order  # noqa: F401 - fixtures
+from fal_server import answer, drop, png, stall, truncated
 from klein_cns.remote.errors import RemoteError
 
 OK = None  # the run brings its picture
@@ -647,7 +647,7 @@ CASES = [
         "web page as file",
         1,
         "completed",
-        "is saved as .*_0.bin, but it is not a PNG",
+        "is saved as .*_0.bin, but it is not a",
         **faulty(file=answer(200, HTML)),
     ),
     Case("spoiled file", 1, "completed", "cannot be decoded .*fetches it anew", **faulty(file=answer(200, PARTIAL))),
@@ -747,13 +747,6 @@ CASES = [
     # money
     Case("too expensive", 0, None, "costs \\$0.0400, more than max_cost_usd 0.01", run={"max_cost_usd": 0.01}),
 ]
-
-
-@pytest.fixture
-def fal():
-    server = FalServer()
-    yield server
-    server.close()
 
 
 def outcome(machine, ordered, **options):

@@ -63,7 +63,7 @@ def read_file_header(
         raise ValueError(f"{label} has a header of {length} bytes; at most {max_header} are read.")
     if size < 8 or length > MAX_HEADER:
         what = next((words for sign, words in FOREIGN_STARTS.items() if start.startswith(sign)), None)
-        raise ValueError(f"{label} is {what or 'no safetensors file'}.")
+        raise ValueError(f"{label} is {what or 'not a safetensors file'}.")
     if len(text) < length:
         raise ValueError(f"{label} is truncated: its header takes {8 + length} bytes, the file has {size}.")
     try:
