@@ -47,7 +47,8 @@ def bfl_to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _count_blocks(names: Iterable[str], block: str) -> int:
     pattern = re.compile(re.escape(block) + r"\.(\d{1,3})\.")
-    return max((int(found[1]) + 1 for name in names if (found := pattern.match(name))), default=0)
+    matches = filter(None, map(pattern.match, names))
+    return max((int(match[1]) + 1 for match in matches), default=0)
 
 
 def _rows_of(names: Collection[str], layout: str) -> list[Row]:

@@ -142,4 +142,4 @@ def _read_json(folder: Path, path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         name = path.relative_to(folder)
-        raise ValueError(f"{folder} has no readable {name}, so it is no whole diffusers folder; {HELP}.") from error
+        raise ValueError(f"{folder} has no readable {name}, so it is not a whole diffusers folder; {HELP}.") from error

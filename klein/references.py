@@ -27,7 +27,7 @@ def load_picture(source: str | Path | Image.Image) -> Image.Image:
         source: a file, a ``data:`` URI, or a PIL image.
 
     Raises:
-        ValueError: a missing, empty or unreadable file, a web address, a pixel type that is no picture.
+        ValueError: a missing, empty or unreadable file, a web address, a pixel type that is not a picture.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, "picture")

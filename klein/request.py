@@ -18,6 +18,9 @@ from .words import is_unicode
 class KleinRequest:
     """One run of `KleinPipeline`, without pictures and LoRAs. Names are the endpoint's.
 
+    >>> KleinRequest("a red coat", seed=7, image_size="512x512").image_size
+    (512, 512)
+
     Raises:
         ValueError: a value of the wrong type or out of range; the message names it and what is allowed.
     """

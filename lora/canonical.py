@@ -93,7 +93,7 @@ def canonical(file: LoraFile, target: Architecture) -> Lora:
 
 
 def _sorted_keys(file: LoraFile, keys: Mapping[str, Key | None]) -> tuple[list[Factors], LeftOut, LeftOut]:
-    """What a file holds for each module of FLUX.2; what is none; and what belongs to a text encoder."""
+    """What a file holds for each module of FLUX.2, what belongs to no module, and what belongs to a text encoder."""
     found: dict[str, Factors] = {}
     left_out: LeftOut = {}
     text: LeftOut = {}

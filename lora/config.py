@@ -57,7 +57,7 @@ def read_config(path: Path, label: str) -> AdapterConfig:
     """The config in an adapter_config.json.
 
     Raises:
-        LoraError: no JSON object, values of a wrong kind, or a kind of adapter that is no LoRA, LoKr or LoHa.
+        LoraError: no JSON object, values of a wrong kind, or a kind of adapter that is not LoRA, LoKr or LoHa.
     """
     try:
         if path.stat().st_size > MAX_CONFIG:
@@ -75,13 +75,13 @@ def config_of_metadata(label: str, metadata: Mapping[str, str]) -> AdapterConfig
         if METADATA_KEY in metadata:
             stored = json.loads(metadata[METADATA_KEY])
             if not isinstance(stored, dict):
-                raise LoraError(f"LoRA {label}: its metadata {METADATA_KEY} is no table; download it again.")
+                raise LoraError(f"LoRA {label}: its metadata {METADATA_KEY} is not a table; download it again.")
             return _config(label, {key.removeprefix("transformer."): value for key, value in stored.items()})
         found = {name: _plain(name, metadata[name].strip()) for name in FIELDS if name in metadata}
     except LoraError:
         raise
     except (ValueError, RecursionError) as error:
-        raise LoraError(f"LoRA {label}: its metadata {METADATA_KEY} is no JSON; download it again.") from error
+        raise LoraError(f"LoRA {label}: its metadata {METADATA_KEY} is not JSON; download it again.") from error
     return _config(label, found) if found else AdapterConfig()
 
 
@@ -146,7 +146,7 @@ def _patterns(label: str, name: str, stored: Mapping[str, Any]) -> Patterns:
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not _is_usable(number):
             raise LoraError(f"LoRA {label}: {name} has {str(number)[:100]!r}; it must be a finite number.")
         if not _is_safe(pattern):
-            raise LoraError(f"LoRA {label}: {name} {pattern[:100]!r} is no simple pattern of module names.")
+            raise LoraError(f"LoRA {label}: {name} {pattern[:100]!r} is not a simple pattern of module names.")
     return tuple((pattern, float(number)) for pattern, number in stored.items())
 
 

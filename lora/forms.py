@@ -83,7 +83,7 @@ class Factors:
 
         Raises:
             LoraError: factors that are missing, given twice, not understood, or do not fit each other; an alpha that is
-                used and no finite number.
+                used and is not a finite number.
         """
         self._left = {role: tensor for role, tensor in self.tensors.items() if role not in UNSUPPORTED}
         self._check()
@@ -117,7 +117,7 @@ class Factors:
         """A tensor as a matrix; trailing axes of length 1, as of a 1x1 convolution, are dropped."""
         tensor = self.take(role)
         if tensor.ndim < 2 or any(length != 1 for length in tensor.shape[2:]) or 0 in tensor.shape:
-            raise self.error(f"holds {role} of {{}} in the shape {list(tensor.shape)}, which is no matrix")
+            raise self.error(f"holds {role} of {{}} in the shape {list(tensor.shape)}, which is not a matrix")
         return tensor.flatten(1) if tensor.ndim > 2 else tensor
 
     def take_pair(self, left: str, right: str) -> tuple[Tensor, Tensor]:
@@ -136,7 +136,7 @@ class Factors:
         scale = 1.0
         if rank is not None and self._given_alpha is not None:
             if self._given_alpha == math.inf:
-                raise self.error("has as alpha of {} no finite number")
+                raise self.error("has no finite number as alpha of {}")
             self.alpha = self._given_alpha
             scale = self.alpha / rank
         return scale * self._number("scalar") if self.has("scalar") else scale
@@ -180,8 +180,9 @@ class Factors:
         LyCORIS their dimension, and float16 holds neither.
         """
         stored = self._left.pop(role)
-        if stored.numel() != 1 or not -LARGEST <= (number := float(stored)) <= most:
-            raise self.error(f"has as {role} of {{}} no finite number")
+        number = float(stored) if stored.numel() == 1 else math.nan
+        if not -LARGEST <= number <= most:
+            raise self.error(f"has no finite number as {role} of {{}}")
         return number
 
     def _magnitude(self, stored: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -316,7 +317,10 @@ class LoKr(Form):
         )
         rank: float | None = cls(w1, w2, 1.0).rank
         if factors.config.peft_type == "LOKR":
-            rank = rank or factors.configured_rank() or 1
+            if not rank:
+                rank = factors.configured_rank()
+            if not rank:
+                rank = 1
         return cls(w1, w2, factors.scale(rank))
 
     @property
@@ -438,7 +442,11 @@ def roles() -> dict[str, str]:
 
 
 def form_named(name: str) -> type[Form]:
-    """The form of this name."""
+    """The form of this name.
+
+    >>> form_named("LoRA").__name__
+    'LowRank'
+    """
     return {form.NAME: form for form in FORMS}[name]
 
 

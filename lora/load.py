@@ -46,7 +46,7 @@ def parse_loras(loras: Iterable[Any]) -> list[LoraSpec]:
     [LoraSpec(path='style.safetensors', scale=0.8)]
 
     Raises:
-        LoraError: more than three, a scale that is no finite number, no file or peft folder there.
+        LoraError: more than three, a scale that is not a finite number, no file or peft folder there.
     """
     if isinstance(loras, (str, bytes, Mapping)) or not isinstance(loras, Iterable):
         raise LoraError(f"loras is {loras!r}; give a list of PATH:SCALE or of objects with path and scale.")
@@ -162,7 +162,7 @@ def _split(text: str) -> tuple[str, float]:
     except ValueError as error:
         if DRIVE.fullmatch(path):
             return text, 1.0
-        raise LoraError(f"LoRA {text}: {scale!r} after the colon is no number; write PATH:SCALE.") from error
+        raise LoraError(f"LoRA {text}: {scale!r} after the colon is not a number; write PATH:SCALE.") from error
 
 
 def _is_finite(scale: numbers.Real) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..weights.architecture import Architecture, architecture
+from ..weights.architecture import Architecture, from_sizes
 from ..weights.layout import ADA_LAYER_NORM, Row, rows, swap_halves
 from .forms import Form, Full, LoHa, LoKr, LowRank, Update
 from .load import LoraSpec, let_go, load_loras
@@ -89,7 +89,7 @@ def architecture_of(transformer: Any) -> Architecture:
     """
     config = transformer.config
     hidden = config.num_attention_heads * config.attention_head_dim
-    return architecture(hidden, config.joint_attention_dim, config.num_layers, config.num_single_layers)
+    return from_sizes(hidden, config.joint_attention_dim, config.num_layers, config.num_single_layers)
 
 
 def _take_off(pipe: Any) -> None:

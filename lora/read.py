@@ -82,7 +82,7 @@ def find_weights(path: str | Path) -> Path:
     if not exists:
         raise LoraError(f"LoRA {label} does not exist; give the path of a .safetensors file, or of a peft folder.")
     if not _is_weights(path):
-        raise LoraError(f"LoRA {label} is no .safetensors file; convert it, other formats can run code.")
+        raise LoraError(f"LoRA {label} is not a .safetensors file; convert it, other formats can run code.")
     return path
 
 
@@ -105,11 +105,11 @@ def stamp(file: Path) -> tuple[object, ...]:
     >>> stamp(find_weights("style.safetensors")) == before
     """
     beside = file.with_name(CONFIG_FILE)
-    stamps = [
-        (os.fspath(one.absolute()), status.st_size, status.st_mtime_ns)
-        for one in (file, beside)
-        if one.is_file() and (status := one.stat())
-    ]
+    stamps = []
+    for one in (file, beside):
+        if one.is_file():
+            status = one.stat()
+            stamps.append((os.fspath(one.absolute()), status.st_size, status.st_mtime_ns))
     return (*stamps, len(stamps) == 2 and _owns_config(file))
 
 

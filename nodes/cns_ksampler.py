@@ -155,7 +155,7 @@ def make_sigmas(model: Any, scheduler: str, steps: int, denoise: float, samples:
     """float32 [steps + 1]; below denoise 1 the last steps + 1 sigmas of a schedule of int(steps / denoise).
 
     Raises:
-        ValueError: denoise that is no number from 0 to 1, or so small that nothing is left to do.
+        ValueError: denoise is not a number from 0 to 1, or it is so small that no step is left.
     """
     if checked_number("denoise", denoise, 0.0, 1.0) == 0:
         return torch.FloatTensor([])

@@ -206,16 +206,18 @@ class KleinFalEdit(io.ComfyNode):
             check=comfy.model_management.throw_exception_if_processing_interrupted,
             progress=progress,
         )
-        cost = (
-            f"${collected.cost_usd:.4f}" if collected.cost_usd else "collected an earlier request, nothing is charged"
-        )
+        if collected.cost_usd:
+            cost = f"${collected.cost_usd:.4f}: saved"
+        else:
+            cost = "nothing charged: collected an earlier request, which is saved"
+        saved = f"{cost} in ComfyUI's output folder as {RESULTS}/{collected.files[0].name}"
         return io.NodeOutput(
             [to_pixels(picture).movedim(1, -1) for picture in collected.images],
             values["seed"] if collected.seed is None else collected.seed,
             collected.request_id,
             collected.cost_usd,
             collected.response,
-            ui=said(f"{cost}: {RESULTS}/{collected.files[0].name}", *collected.warnings, *notes),
+            ui=said(saved, *collected.warnings, *notes),
         )
 
 

@@ -80,7 +80,7 @@ def one_mask(mask: Tensor) -> Tensor:
 
 
 def check_latent(name: str, samples: Tensor) -> None:
-    """Refuse what is no latent of FLUX.2.
+    """Refuse anything that is not a FLUX.2 latent.
 
     Raises:
         ValueError: another number of channels.

@@ -101,7 +101,7 @@ class Unobtainable(RemoteError):
 
 
 class NoPictures(Unobtainable):
-    """An answer holds no picture, so it is no result."""
+    """An answer holds no picture, so it is not a result."""
 
 
 class TooLarge(RemoteError):
@@ -117,7 +117,7 @@ class Interrupted(RemoteError):
 
 
 class Spoiled(RemoteError):
-    """A saved file is no picture.
+    """A saved file is not a picture.
 
     Args:
         index: of the picture in the request.

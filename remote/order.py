@@ -111,13 +111,18 @@ class Order:
 def make_order(
     arguments: dict[str, Any], pictures: Sequence[Image.Image | str] = (), loras: Sequence[Lora] = ()
 ) -> Order:
-    """An `Order` from the endpoint's fields, ``image_size`` among them.
+    """Check and price a run, and hash what decides its result.
+
+    >>> make_order({"prompt": "a red coat", "image_size": "auto"}, [Image.new("RGB", (1024, 1024))]).cost_usd
+    0.04
+
+    Args:
+        arguments: the endpoint's fields, ``image_size`` among them and ``enable_cns`` and ``cns_*`` too.
+        pictures: at most four pictures, or addresses that fal fetches.
+        loras: at most three (file, or address or repository; scale).
 
     Raises:
-        NotAccepted: too many pictures or LoRAs, LoRAs without a picture, a value out of range.
-
-    >>> make_order({"prompt": "a red coat", "image_size": "auto"}, [Image.open("photo.png")]).cost_usd
-    0.04
+        NotAccepted: there are too many pictures or LoRAs, LoRAs without a picture, or a value is out of range.
     """
     if len(pictures) > MAX_IMAGES:
         raise NotAccepted(
@@ -132,7 +137,7 @@ def make_order(
     if loras and not pictures:
         raise NotAccepted(
             f"LoRAs are given but no picture: {TEXT_ENDPOINT} makes pictures from a prompt without LoRAs, and "
-            f"{EDIT_ENDPOINT} takes LoRAs with one to {MAX_IMAGES} pictures. Connect a picture, or take the LoRAs away."
+            f"{EDIT_ENDPOINT} takes LoRAs with one to four pictures. Connect a picture, or take the LoRAs away."
         )
     size: Size = arguments["image_size"]
     names = [picture if isinstance(picture, str) else pixel_digest(picture) for picture in pictures]
@@ -171,13 +176,13 @@ def parse_image_urls(text: str) -> list[str]:
     """Addresses of pictures, one a line.
 
     Raises:
-        NotAccepted: a line that is no address.
+        NotAccepted: a line that is not an address.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in lines:
         if not _ADDRESS.fullmatch(line):
             raise NotAccepted(
-                f"image_urls: {line[:80]!r} is no address; give https://... or data:image/..., one a line."
+                f"image_urls: {line[:80]!r} is not an address; give https://... or data:image/..., one a line."
             )
     return lines
 
@@ -202,7 +207,7 @@ def parse_lora_urls(text: str) -> list[Lora]:
             found.append((path, float(rest[0]) if rest else 1.0))
         except ValueError:
             raise NotAccepted(
-                f"lora_urls: {rest[0]!r} after {path} is no number; give a scale, for example 0.8."
+                f"lora_urls: {rest[0]!r} after {path} is not a number; give a scale, for example 0.8."
             ) from None
     return found
 

@@ -100,7 +100,9 @@ class Queue:
         try:
             url = httpx.URL(self.base)
         except httpx.InvalidURL:
-            raise NotAccepted(f"{ADDRESS} is {self.base!r}, which is no address. Correct it or remove it.") from None
+            raise NotAccepted(
+                f"{ADDRESS} is {self.base!r}, which is not an address. Correct it or remove it."
+            ) from None
         if not url.host or (url.scheme != "https" and (url.scheme, url.host) not in PLAIN):
             raise NotAccepted(f"{ADDRESS} is {self.base!r}; it must begin with https://, the key travels there.")
         self.key, self.address, self._waits, self._host = key, address, waits, url.host
@@ -347,7 +349,7 @@ def _location(answer: Answer) -> str:
     try:
         return httpx.URL(answer.headers.get("location", "")).host or "nowhere"
     except httpx.InvalidURL:
-        return "an address that is none"
+        return "an unusable address"
 
 
 def _retry_after(answer: Answer) -> float:

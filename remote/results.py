@@ -49,7 +49,7 @@ class ImageFile(BaseModel):
 
 
 class Response(BaseModel):
-    """What came back. Unknown fields are kept. ``images`` holds None where an entry is no picture."""
+    """What came back. Unknown fields are kept. ``images`` holds None where an entry is not a picture."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -64,7 +64,7 @@ def parse_response(data: Any) -> tuple[Response, list[str]]:
     """The response, and a warning for each picture and field that is missing or unusable (and was left aside).
 
     Raises:
-        NoPictures: it is no result.
+        NoPictures: it is not a result.
     """
     entries = data.get("images") if isinstance(data, dict) else None
     if not isinstance(entries, list):
@@ -171,7 +171,7 @@ def collect(
         order: what was asked for; None where that is not known.
 
     Raises:
-        Spoiled: a file is no picture.
+        Spoiled: a file is not a picture.
         RemoteError: the safety checker flagged a picture, and that is to be an error.
     """
     response, warnings = parse_response(row.answer)
@@ -225,7 +225,7 @@ def decode(data: bytes) -> Image.Image:
             found: Image.Image = picture.convert("RGB")
             return found
     except UnidentifiedImageError:
-        raise RemoteError("it is no PNG, JPEG or WebP.") from None
+        raise RemoteError("it is not a PNG, JPEG or WebP.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise RemoteError(f"it cannot be decoded ({error}).") from None
 
@@ -261,11 +261,11 @@ def _inline_bytes(text: str) -> bytes:
     try:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except ValueError as error:  # binascii.Error is one
-        raise RemoteError(f"is no base64 ({error})") from None
+        raise RemoteError(f"is not base64 ({error})") from None
 
 
 def _ending(data: bytes) -> str:
-    """What to call a file of these bytes; ``bin`` where they are no known picture."""
+    """What to call a file of these bytes; ``bin`` where they are not a known picture."""
     return next((name for start, name in ENDINGS.items() if data.startswith(start)), "bin")
 
 

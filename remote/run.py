@@ -279,7 +279,7 @@ class _Rescue:
     def __init__(self, session: Session, task: Recovery) -> None:
         if not REQUEST_ID.fullmatch(task.request_id):
             raise NotAccepted(
-                f"recover_request_id {task.request_id[:80]!r} is no request id; see fal.ai/dashboard/requests."
+                f"recover_request_id {task.request_id[:80]!r} is not a request id; see fal.ai/dashboard/requests."
             )
         self._session, self._task = session, task
         self.fingerprint = RECOVERED + task.request_id

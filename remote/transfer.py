@@ -253,8 +253,9 @@ async def _check_public(url: str, trusted: str) -> list[Address] | None:
 def _is_public(address: Address) -> bool:
     """Whether an address, and the IPv4 address that an IPv6 one leads to, belongs to the public internet."""
     if isinstance(address, ipaddress.IPv6Address):
-        inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else None
-        inside = inside or address.ipv4_mapped or address.sixtofour
-        if inside is not None:
-            return _is_public(inside)
+        if address in NAT64:
+            return _is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        for inside in (address.ipv4_mapped, address.sixtofour):
+            if inside is not None:
+                return _is_public(inside)
     return address.is_global and not address.is_multicast and not any(address in network for network in PRIVATE)

@@ -145,8 +145,13 @@ class Watch:
         self._heard = now
         if status.state == QUEUED:
             self._over(now - self._began, self._waits.queue, "still waits in fal's queue", "it stays there")
-            place = "" if status.position is None else f", position {status.position}"
-            self._progress(f"in fal's queue{place}, {now - self._began:.0f} s")
+            if status.position is None:
+                place = "in fal's queue"
+            elif status.position == 0:
+                place = "next in fal's queue"
+            else:
+                place = f"in fal's queue, position {status.position}"
+            self._progress(f"{place}, {now - self._began:.0f} s")
         elif status.state == RUNNING:
             if self._running is None:
                 self._running = now

@@ -17,10 +17,17 @@ DEFAULTS = {spec.name: spec.default for spec in fields(CNSParams)}
 def advice(params: CNSParams, solver: str, sigmas: Sequence[float], cfg: float | None = None) -> list[str]:
     """One sentence for each setting of a run that can hardly be meant; empty for most runs.
 
+    >>> advice(CNSParams(), "euler", [1.0, 0.5, 0.0])
+    []
+
     Args:
-        solver: a name in `SOLVERS`.
-        sigmas: [steps + 1] of the run, falling, in [0, 1].
-        cfg: the guidance of the run; None where it is unknown.
+        params: say what noise the run adds.
+        solver: names an entry of `SOLVERS`.
+        sigmas: [steps + 1], fall within 1 to 0.
+        cfg: guides the run; None where the guidance is unknown.
+
+    Returns:
+        sentences that name the setting, its value and what to do.
     """
     if params.active_churn == 0:
         return []

@@ -20,7 +20,11 @@ SIGMA_ROUNDING = 1e-5  # above 1; shifted schedules begin there by a few units o
 
 
 def is_plain(params: CNSParams, solver: str) -> bool:
-    """Whether every step is the Euler step of the official chain, bit for bit."""
+    """Whether every step is the Euler step of the official chain, bit for bit.
+
+    >>> is_plain(CNSParams(enable_cns=False), "euler")
+    True
+    """
     return find_solver(solver).plain and params.active_churn == 0
 
 
@@ -30,16 +34,23 @@ class CNSRun:
     Everything that depends on the schedule alone is computed here, once; a step then draws, colours and
     adds, and nothing in it waits for the device.
 
+    >>> run = CNSRun(CNSParams(), torch.tensor([1.0, 0.5, 0.0]), (1, 4, 8, 8), torch.device("cpu"))
+
     Args:
-        params: the CNS parameters.
-        sigmas: [steps + 1], falling, in [0, 1].
-        shape: of the latent, [B, C, ..., h, w].
-        solver: a name in `SOLVERS`.
-        progress: γ for ``gamma_source`` matrix or reference; None takes the shipped unguided matrix.
-        patch_size: 2 for FLUX.2's packed latents, 1 for others.
-        seed: of the noise streams, 0 to 2^64 - 1.
-        batch_index: of each image, 0 to B - 1 where None.
-        pin_memory: see `NoiseStreams`.
+        params: says how the noise is coloured and how much of it is added.
+        sigmas: [steps + 1], falls within 1 to 0.
+        shape: gives the latent's size, [B, C, ..., h, w].
+        device: holds the latents and the gains.
+        solver: names an entry of `SOLVERS`.
+        progress: γ to use for ``gamma_source`` matrix or reference; None takes the shipped unguided matrix.
+        patch_size: 2 unpacks FLUX.2's latents before the noise is coloured; 1 leaves latents as they are.
+        seed: starts the noise streams, 0 to 2^64 - 1.
+        batch_index: says which stream each image draws from; None counts from 0 to B - 1.
+        pin_memory: allows page-locked memory, see `NoiseStreams`.
+
+    Raises:
+        ValueError: the solver is unknown, the sigmas do not fall within 1 to 0, or the progress does not fit
+            ``gamma_source``.
     """
 
     def __init__(
@@ -68,7 +79,16 @@ class CNSRun:
             self._gain, self._band = power.sqrt().float().to(device), index.to(device)
 
     def step(self, i: int, x: Tensor, denoised: Tensor) -> Tensor:
-        """x at ``sigmas[i + 1]`` from x and the predicted x0 at ``sigmas[i]``; call it once a step, in order."""
+        """Take a step; call it once for each step, in order.
+
+        Args:
+            i: counts the steps from 0.
+            x: [B, C, ..., h, w] at ``sigmas[i]``.
+            denoised: the predicted x0 at ``sigmas[i]``, in the shape of x.
+
+        Returns:
+            x at ``sigmas[i + 1]``.
+        """
         sigma, sigma_next = self.sigmas[i : i + 2]
         if sigma_next == 0:
             return denoised
@@ -102,17 +122,26 @@ def sample_cns(
     Noise is injected after every step whose next sigma is above 0, so a schedule split in two injects at
     the split. The tilt runs over the steps of the schedule given.
 
+    >>> x, sigmas = torch.ones(1, 4, 8, 8), torch.tensor([1.0, 0.5, 0.0])
+    >>> sample_cns(lambda x, sigma: 0 * x, x, sigmas, disable=True, params=CNSParams()).shape
+    torch.Size([1, 4, 8, 8])
+
     Args:
-        model: ``model(x, sigma [B], **extra_args) -> x0``, the guided prediction.
-        x: [B, C, ..., h, w] noise at ``sigmas[0]``, any floating dtype.
-        sigmas: [steps + 1], falling from at most 1 to at least 0; any where every step is plain Euler (`is_plain`).
-        callback: called with ``{"x", "i", "sigma", "sigma_hat", "denoised"}`` before each step.
-        disable: of the progress bar.
+        model: ``model(x, sigma [B], **extra_args) -> x0`` makes the guided prediction.
+        x: [B, C, ..., h, w] holds the noise at ``sigmas[0]``, in any floating dtype.
+        sigmas: [steps + 1], falls from at most 1 to at least 0; where every step is plain Euler (`is_plain`) any
+            values are taken.
+        extra_args: go to the model; None passes nothing.
+        callback: takes ``{"x", "i", "sigma", "sigma_hat", "denoised"}`` before each step.
+        disable: True hides the progress bar.
         params, solver, progress, patch_size, batch_index, pin_memory: see `CNSRun`.
-        seed: of the injected noise; where None, ``extra_args["seed"]``, else 0.
+        seed: starts the injected noise, 0 to 2^64 - 1; None takes ``extra_args["seed"]``, or 0 without one.
 
     Returns:
-        x at ``sigmas[-1]``.
+        x at ``sigmas[-1]``, in its shape and dtype.
+
+    Raises:
+        ValueError: as `CNSRun`.
     """
     extra_args = {} if extra_args is None else extra_args
     if seed is None:
@@ -143,10 +172,13 @@ def sample_cns(
 
 
 def checked_sigmas(sigmas: Tensor) -> list[float]:
-    """The sigmas as numbers in [0, 1]; what is above 1 by rounding alone becomes 1.
+    """The sigmas as numbers in [0, 1]; a first sigma that only rounding puts above 1 becomes 1.
+
+    >>> checked_sigmas(torch.tensor([1.0, 0.5, 0.0]))
+    [1.0, 0.5, 0.0]
 
     Raises:
-        ValueError: sigmas that do not fall, or leave 0 to 1.
+        ValueError: the sigmas do not fall, or they leave the range from 0 to 1.
     """
     values = sigmas.tolist()
     falling = all(after <= before for before, after in pairwise(values))
@@ -160,7 +192,17 @@ def checked_sigmas(sigmas: Tensor) -> list[float]:
 
 
 def power_table(params: CNSParams, progress: ProgressMatrix, sigmas: Sequence[float], count: Tensor) -> Tensor:
-    """β² of every step and band of a schedule, float64 [steps, bins]; ``count`` from `radial_bands`."""
+    """β² of every step and band of a schedule.
+
+    Args:
+        params: give the number of bins and the shape of the spectrum.
+        progress: says how far each band is resolved.
+        sigmas: [steps + 1], fall within 1 to 0.
+        count: [bins] modes of each band, as `radial_bands` counts them.
+
+    Returns:
+        float64 [steps, bins].
+    """
     steps, bins = len(sigmas) - 1, params.num_freq_bins
     rows = [
         band_power(params, progress.at(1.0 - sigma, bins), alpha_tilt(params, i, steps), count)

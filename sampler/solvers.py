@@ -1,6 +1,8 @@
 """The solvers: each one pure function ``(x, denoised, step) -> x at sigma_next``.
 
-Flow matching: ``x_σ = (1-σ)·x0 + σ·ε``; ``denoised`` is the (guided) prediction of x0 at ``step.sigma``.
+Flow matching: ``x_σ = (1-σ)·x0 + σ·ε``; ``denoised`` is the (guided) prediction of x0 at ``step.sigma``. Both are
+[B, C, ..., h, w] of one floating dtype, and so is the result.
+
 A new solver is one more function here and its line in `SOLVERS`; widgets, options and help are made from that.
 """
 
@@ -30,7 +32,11 @@ class Step(NamedTuple):
 
 
 def ode_euler(x: Tensor, denoised: Tensor, sigma: float | Tensor, sigma_next: float | Tensor) -> Tensor:
-    """A plain Euler step of the probability-flow ODE, in the order of operations of k-diffusion's ``sample_euler``."""
+    """A plain Euler step of the probability-flow ODE, in the order of operations of k-diffusion's ``sample_euler``.
+
+    >>> ode_euler(torch.tensor([1.0]), torch.tensor([0.0]), 1.0, 0.5)
+    tensor([0.5000])
+    """
     d = (x - denoised) / sigma
     return x + d * (sigma_next - sigma)
 
@@ -72,15 +78,22 @@ def sde_2m(x: Tensor, denoised: Tensor, step: Step) -> Tensor:
 
 
 def log_snr(sigma: float) -> float:
-    """λ = log((1-σ)/σ), half the log signal-to-noise ratio, for 0 < σ < 1."""
+    """λ = log((1-σ)/σ), half the log signal-to-noise ratio, for 0 < σ < 1.
+
+    >>> log_snr(0.5)
+    0.0
+    """
     return math.log1p(-sigma) - math.log(sigma)
 
 
 class Solver(NamedTuple):
     """An entry of `SOLVERS`.
 
-    ``step``: the function. ``help``: what a user reads of it. ``plain``: whether without injected noise it is the
-    official chain, whose own Euler steps are then taken, bit for bit.
+    Attributes:
+        step: makes x at ``sigma_next``.
+        help: tells a user what it does.
+        plain: whether it is the official chain where no noise is injected; the run then takes that chain's own Euler
+            steps, bit for bit.
     """
 
     step: Callable[[Tensor, Tensor, Step], Tensor]
@@ -101,7 +114,14 @@ SOLVER_HELP = (
 
 
 def find_solver(name: str) -> Solver:
-    """The entry of ``name``, or a ValueError that lists the solvers."""
+    """The entry of ``name``.
+
+    >>> find_solver("euler").plain
+    True
+
+    Raises:
+        ValueError: there is no such solver; the message lists them.
+    """
     if name not in SOLVERS:
         raise ValueError(f"solver is {name!r}; allowed are {', '.join(SOLVERS)}.")
     return SOLVERS[name]

@@ -141,7 +141,8 @@ class Server:
                 if isinstance(message, bytes):
                     heard.take(message)
                     continue
-                kind, data = (event := json.loads(message))["type"], event["data"]
+                event = json.loads(message)
+                kind, data = event["type"], event["data"]
                 if data.get("prompt_id") != prompt_id:
                     continue
                 if kind == "progress":

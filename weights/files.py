@@ -88,7 +88,7 @@ def _index(path: Path) -> dict[str, str]:
     indices = sorted(path.glob("*.safetensors.index.json"), key=lambda file: len(file.name))
     if not indices:
         return {}
-    problem = f"{_label(path)}/{indices[0].name} is no index of shards"
+    problem = f"{_label(path)}/{indices[0].name} is not an index of shards"
     try:
         index = json.loads(indices[0].read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -98,7 +98,7 @@ def _index(path: Path) -> dict[str, str]:
         raise ValueError(f"{problem}.")
     for shard in shards.values():
         if not isinstance(shard, str) or not shard or re.search(r"[/\\:\0]", shard) or shard.startswith("."):
-            raise ValueError(f"{problem}: {shard!r} is no file name.")
+            raise ValueError(f"{problem}: {shard!r} is not a file name.")
     return shards
 
 

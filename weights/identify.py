@@ -90,10 +90,8 @@ def identify(header: Header) -> Identity:
 
     Packed 4-bit weights store half of their columns, so widths are read from rows or corrected for packing.
     """
-    found = next(
-        (found for judge in (_packed, _transformer, _text_encoder, _vae, _lora) if (found := judge(header))),
-        Identity("", "unknown", "unknown"),
-    )
+    judged = (judge(header) for judge in (_packed, _transformer, _text_encoder, _vae, _lora))
+    found = next((identity for identity in judged if identity is not None), Identity("", "unknown", "unknown"))
     return found._replace(
         file=header.label, precision=_precision(header), tiny=_is_marked(header), distilled=_is_distilled(header)
     )

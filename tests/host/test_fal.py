@@ -237,7 +237,7 @@ def test_a_remote_edit_brings_picture_seed_id_cost_and_response(keyed, fal):
     picture = made(keyed, "edit")
     assert tuple(picture.shape) == (1, 80, 96, 3)
     assert torch.allclose(picture[0, 0, 0], torch.tensor([10, 200, 30]) / 255)
-    assert entry["outputs"]["fal"]["text"][0].startswith("$0.0400: klein_fal/")
+    assert entry["outputs"]["fal"]["text"][0].startswith("$0.0400: saved in ComfyUI's output folder as klein_fal/")
     said = texts(entry)
     assert said["seed"] == 5 and said["id"] in fal.requests
     assert said["cost"] == pytest.approx(0.04)
@@ -328,9 +328,9 @@ def test_sentences(keyed, fal):
         ({"enable_cns": False, "cns_churn": 1.0}, "unknown CNS parameter cns_churn"),
         ({"max_usd_a_day": 0.03}, "spent today: together more than max_usd_a_day 0.03; nothing was submitted"),
         ({"image_urls": "http://a/1.png\nhttp://a/2.png\nhttp://a/3.png\nhttp://a/4.png"}, "5 pictures are given"),
-        ({"image_urls": "C:\\picture.png"}, "is no address"),
+        ({"image_urls": "C:\\picture.png"}, "is not an address"),
         ({f"images.image_{i}": ["load", 0] for i in range(5)}, "5 pictures are connected"),
-        ({"recover_request_id": "../x"}, "is no request id"),
+        ({"recover_request_id": "../x"}, "is not a request id"),
     ):
         prompt = remote_graph("refused", **changed)
         prompt["fal"]["inputs"] = {key: value for key, value in prompt["fal"]["inputs"].items() if value is not None}
