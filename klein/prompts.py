@@ -18,7 +18,8 @@ def encode_prompt(pipe: Any, prompt: str) -> tuple[Tensor, Tensor]:
     it; ComfyUI keeps it whole.
 
     Args:
-        pipe: a ``Flux2KleinPipeline``.
+        pipe: a ``Flux2KleinPipeline`` whose text encoder is called.
+        prompt: any text, the empty one too.
     """
     text = pipe.tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=False

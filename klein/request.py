@@ -68,7 +68,11 @@ class KleinRequest:
             object.__setattr__(self, "seed", secrets.randbelow(2**32))
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field under its public name, as ``klein-cns --params`` reads it."""
+        """Every field under its public name, as ``klein-cns --params`` reads it.
+
+        >>> KleinRequest("a red coat", seed=7).to_dict()["seed"]
+        7
+        """
         request = {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name != "cns"}
         if isinstance(self.image_size, tuple):
             request["image_size"] = {"width": self.image_size[0], "height": self.image_size[1]}

@@ -48,14 +48,17 @@ class Lora:
 
 
 def canonical(file: LoraFile, target: Architecture) -> Lora:
-    """The updates of ``target``'s weights that a file means, exactly.
+    """The updates of ``target``'s weights that a file means, exactly::
 
-    A file that cannot be used becomes a report with a ``problem``; nothing is raised. Left out, and reported, is only
-    what klein does not have (a text encoder in the LoRA's reach, biases, unknown modules) or a kind of LoRA that is
-    not supported.
+        canonical(read_lora(find_weights("style.safetensors")), KLEIN_9B).report.applied
 
-    >>> canonical(read_lora(path), KLEIN_9B).report.applied
-    112
+    A file that cannot be used becomes a report with a ``problem``; nothing is raised. The report also lists what is
+    left out: what klein does not have (a text encoder in the LoRA's reach, biases, unknown modules), and kinds of LoRA
+    that are not supported.
+
+    Args:
+        file: holds the tensors, the metadata and the config.
+        target: says which modules the model has, and their shapes.
     """
     known = roles()
     keys = {name: parse(name, known) for name in file.keys}

@@ -49,7 +49,7 @@ def _from_file(file: Path) -> str:
 
 
 class Secrets:
-    """What no message may repeat: the key and either half of it in every form that a server can echo, and texts.
+    """Takes out of messages what they must not repeat: the key, either half of it in every form, and texts.
 
     >>> Secrets("id:secret", ["a prompt"]).hide("bad key id%3Asecret for a prompt")
     'bad key ... for ...'

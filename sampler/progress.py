@@ -90,7 +90,7 @@ class ProgressMatrix:
     def save(self, path: str | Path) -> None:
         """Write ``gamma`` [rows, bins] and ``t`` [rows] as a .safetensors file that `load` reads::
 
-            matrix.save("measured.safetensors")
+        matrix.save("measured.safetensors")
         """
         from safetensors.torch import save_file
 
