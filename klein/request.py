@@ -60,7 +60,7 @@ class KleinRequest:
             if not isinstance(text, str):
                 raise ValueError(f"{name} is {text!r}; it must be text.")
             if not is_unicode(text):
-                raise ValueError(f"{name} holds half of a character, or bytes that are not UTF-8; type it anew.")
+                raise ValueError(f"{name} holds half of a character, or bytes that are not UTF-8; type it again.")
         if not isinstance(self.cns, CNSParams):
             raise ValueError(f"cns is {self.cns!r}; give CNSParams(...), or CNSParams.from_endpoint(request).")
         object.__setattr__(self, "image_size", parse_image_size(self.image_size))

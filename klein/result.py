@@ -100,5 +100,5 @@ def _try_out(file: Path) -> None:
 
 
 def _partial(file: Path) -> Path:
-    """What is written first, so that an interrupt keeps the file that was there."""
+    """The file that is written first, so that an interrupt keeps the old one."""
     return file.with_name(f"{file.name}.part")

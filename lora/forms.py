@@ -40,7 +40,7 @@ LARGEST = sys.float_info.max
 
 
 class Factors:
-    """What a file holds for one module of FLUX.2, by role. A form takes its factors out, so that what is left shows.
+    """The tensors of one module of FLUX.2, by role. A form takes its factors out; the rest then shows as left over.
 
     Attributes:
         name: names the module as the file does.
@@ -128,7 +128,7 @@ class Factors:
         return a, b
 
     def scale(self, rank: float | None) -> float:
-        """What scales the product: ``alpha / rank``, 1 without alpha, times a trained scalar.
+        """The factor of the product: ``alpha / rank``, 1 without alpha, times a trained scalar.
 
         Args:
             rank: divides alpha; None where the form does not use alpha.
@@ -225,7 +225,7 @@ class Form(ABC):
 
     @property
     def rank(self) -> int | None:
-        """What alpha is divided by; None where there is no rank."""
+        """The number that divides alpha; None where the form has no rank."""
         return None
 
     @abstractmethod
@@ -237,7 +237,7 @@ class Form(ABC):
         return F.linear(x, self.delta().to(x.dtype))
 
     def take_rows(self, rows: slice) -> Form:
-        """The change of these rows alone."""
+        """The same form with only these rows of the change."""
         return Full(self.delta()[rows])
 
     def swap_halves(self) -> Form:
@@ -245,7 +245,7 @@ class Form(ABC):
         return Full(swap_halves(self.delta()))
 
     def fields(self) -> tuple[Any, ...]:
-        """What the form is made of, in the order in which its class takes it."""
+        """The values of the form, in the order in which its class takes them."""
         return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Form:
@@ -334,7 +334,7 @@ class LoKr(Form):
 
     @property
     def rank(self) -> int | None:
-        """Of what is decomposed; None where nothing is."""
+        """The rank of a decomposed factor; None where none is decomposed."""
         return next((factor[1].shape[0] for factor in (self.w2, self.w1) if len(factor) == 2), None)
 
     def delta(self) -> Tensor:
@@ -384,7 +384,10 @@ class LoHa(Form):
         return self.scale * (self.w1_a.float() @ self.w1_b.float()) * (self.w2_a.float() @ self.w2_b.float())
 
     def apply(self, x: Tensor) -> Tensor:
-        """As a low-rank product of rank² (the Khatri-Rao products of the factors), where that is lower."""
+        """The change times activations, as a low-rank product of rank² where that is cheaper.
+
+        Its factors are the Khatri-Rao products of the form's own.
+        """
         if self.rank**2 >= min(self.shape):
             return F.linear(x, self.delta().to(x.dtype))
         down = (self.w1_b[:, None] * self.w2_b[None]).flatten(0, 1)

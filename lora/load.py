@@ -61,7 +61,7 @@ def parse_loras(loras: Iterable[Any]) -> list[LoraSpec]:
 
 
 def examine_lora(path: str | Path, target: Architecture = KLEIN_9B) -> Lora:
-    """What a file, or peft folder, is and means for a model; also of one that cannot be used.
+    """Tell what a file or peft folder is and means for a model, also where it cannot be used.
 
     Usage: ``print(examine_lora("style.safetensors").report)``.
 
@@ -126,7 +126,7 @@ def load_loras(paths: Sequence[str | Path], target: Architecture, model: Any) ->
 
 
 def let_go(model: Any) -> None:
-    """Keep no LoRA for a model any longer: ``let_go(pipe.transformer)``. Those on the model stay in memory with it."""
+    """Drop the LoRAs kept for a model: ``let_go(pipe.transformer)``. Those on the model stay in memory with it."""
     _let_go(weakref.ref(model))
 
 

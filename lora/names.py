@@ -147,13 +147,13 @@ def _readings(key: str) -> Iterator[tuple[str, str, str | None, str | None]]:
 
 
 def locate(name: str) -> Module | None:
-    """Find a module, whatever wraps its name; None where FLUX.2 has no such module.
+    """Find a module by its name with any prefix; None where FLUX.2 has no such module.
 
     >>> locate("lora_unet_single_blocks_3_linear2").weight
     'single_blocks.3.linear2.weight'
 
-    It is the longest tail that names a module, after a dot or an underscore; after a dot alone where the name has
-    dots and no block, for the last of its words may then be part of one name.
+    The longest tail that names a module counts. It begins after a dot or an underscore; a name with dots but without a
+    block splits at dots only, since its last words may belong to one name.
     """
     flat, joints = name.replace(".", "_"), "." if "." in name and "blocks" not in name else "._"
     starts = (0, *(i + 1 for i, letter in enumerate(name) if letter in joints))

@@ -31,7 +31,7 @@ Placed = tuple[int, float, Update]  # position in the stack, strength, and an up
 def set_loras(pipe: Any, specs: Sequence[LoraSpec]) -> list[Report]:
     """Replace the LoRAs of a ``Flux2KleinPipeline`` by these, exactly.
 
-    Low-rank updates become peft adapters; a DoRA too where it is alone on its weight, for in a stack peft's DoRA
+    Low-rank updates become peft adapters, and so does a DoRA that is alone on its weight: in a stack, peft's DoRA
     scales what the others add. The rest is merged, in float32, and taken back with the next call.
 
     Usage: ``set_loras(pipe, [LoraSpec("style.safetensors", 0.8)])[0].how``.
@@ -131,7 +131,7 @@ def _diffusers_updates(row: Row, update: Update, target: Architecture) -> list[t
 
 
 def _as_full(transformer: Any, row: Row, update: Update, strength: float) -> Update:
-    """What a DoRA of columns does at a strength, where its norms see q, k and v together that lie apart here."""
+    """The change of a DoRA of columns at a strength: its norms see q, k and v together, which are separate here."""
     weight = torch.cat([transformer.get_parameter(name).data.float() for name in row.diffusers])
     return update._replace(form=Full(update.to(weight.device).change(strength, weight)), magnitude=None)
 

@@ -37,7 +37,7 @@ ADAPTER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors"
 
 
 class LoraFile(NamedTuple):
-    """What lies on disk.
+    """A LoRA as it lies on disk.
 
     Attributes:
         label: names the file in errors and reports.

@@ -1,4 +1,4 @@
-"""What is said about a LoRA: the report of what it is and how much of it applies, and the error."""
+"""The report of what a LoRA is and how much of it applies, and the error of this package."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def trigger_words(metadata: Mapping[str, str]) -> str:
 
 
 def training(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What else the metadata says, each value cut short."""
+    """The other settings of the training in the metadata, each value cut short."""
     rest = [(name, value) for name, value in sorted(metadata.items()) if name not in TRIGGER_KEYS and name != "format"]
     shown = {printable(name): printable(value) for name, value in rest[:MAX_LISTED]}
     return {**shown, "more metadata": f"{len(rest) - MAX_LISTED} entries"} if len(rest) > MAX_LISTED else shown

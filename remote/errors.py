@@ -1,4 +1,4 @@
-"""What can go wrong at fal, in sentences. A server's own words pass through here, and nothing secret does.
+"""The faults of a remote run, in sentences. A server's own words pass through here, and secrets do not.
 
 RemoteError
     NotAccepted
@@ -32,7 +32,7 @@ RESUBMIT_GONE = (
     f"{RUN_AGAIN} Only if fal.ai/dashboard/requests shows no result either, turn on resubmit_lost: if it is still gone "
     "then, the next run submits it again and is charged again."
 )
-_SUBMIT_ANEW = "fal does not charge for that. Run again later with the same seed; that submits it anew."
+_SUBMIT_ANEW = "fal does not charge for that. Run again later with the same seed; that submits it again."
 MAX_WORDS = 300  # letters of a server's sentence
 MAX_FIELDS = 8  # entries of a 422 that are shown
 
@@ -111,7 +111,7 @@ class TooLarge(RemoteError):
 
 
 class Gone(RemoteError):
-    """A file's server says that there is no such file, or that it may not be read; perhaps for now only."""
+    """A file's server says that there is no such file, or that it may not be read; this may be temporary."""
 
 
 class Interrupted(RemoteError):

@@ -29,7 +29,7 @@ CANCELLING = "cancelling"  # fal was asked to cancel and has not confirmed yet
 COMPLETED = "completed"  # the response is here, its pictures are not
 SAVED = "saved"  # the pictures are files
 CANCELLED, FAILED, REPLACED = "cancelled", "failed", "replaced"
-ENDED = (CANCELLED, FAILED, REPLACED)  # nothing to collect: the next run submits anew
+ENDED = (CANCELLED, FAILED, REPLACED)  # nothing to collect: the next run submits again
 KNOWN = (SUBMITTED, CANCELLING, COMPLETED, SAVED)  # fal gave an id
 UNCHARGED = (CANCELLED, FAILED)
 
@@ -94,7 +94,7 @@ class Entry(NamedTuple):
 class Journal:
     """The journal in a folder that exists: ``Journal(folder).find_request(request_id)``.
 
-    Each call opens the file anew, whatever became of it in between.
+    Each call opens the file again, so a lost or replaced file is no obstacle.
 
     Args:
         folder: holds the journal's file; the file is made where it is missing.
@@ -188,7 +188,7 @@ class Journal:
         if row.state in ENDED or row.state == SAVED:
             self._let_go(row)
         else:
-            with suppress(OSError):  # then the journal alone knows it, as before there were such files
+            with suppress(OSError):  # then only the journal knows it, as before there were such files
                 self._keep(row)
         with self._writing() as database:
             values = {**row._asdict(), "files": json.dumps(row.files)}

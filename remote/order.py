@@ -1,6 +1,6 @@
-"""What a run asks for, checked, priced and hashed before anything is sent.
+"""The order of a run, checked, priced and hashed before anything is sent.
 
-A request is a pydantic model that is made from `fields.specs`; ranges and options stand there alone.
+A request is a pydantic model that is made from `fields.specs`; only that place states ranges and options.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def _check_text(checked: dict[str, Any]) -> None:
         json.dumps(checked, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise NotAccepted(
-            "prompt or negative_prompt holds half of a character (a lone surrogate); type it anew."
+            "prompt or negative_prompt holds half of a character (a lone surrogate); type it again."
         ) from None
 
 

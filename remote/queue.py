@@ -57,7 +57,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Status:
-    """What fal says of a request.
+    """A request as fal reports it.
 
     Args:
         state: `QUEUED`, `RUNNING` or `DONE`.
@@ -82,7 +82,7 @@ class Queue:
             status = await queue.status(request_id)
 
     Args:
-        key: opens the fal account; it is sent to the API's own host alone.
+        key: opens the fal account; it is sent only to the API's own host.
         address: takes the place of fal's, http on loopback for tests; None takes fal's.
         waits: say how long to wait and how often to try.
         hide: list texts that no message may repeat, the prompt for one.
@@ -235,7 +235,7 @@ class Queue:
         raise RemoteError(f"fal answered the cancellation with {answer.status}.")
 
     def explain(self, answer: Answer, kind: str | None = None) -> str:
-        """The sentence for a fault, without what is to be hidden."""
+        """The sentence for a fault, without the key and the prompts."""
         return explain(answer.status, answer.body, kind or error_kind(answer.body, answer.headers), self.hide)
 
     def hide(self, text: str) -> str:
@@ -321,7 +321,7 @@ def connection_fault(error: Exception, host: str) -> tuple[str, bool]:
 
 
 def _settings_fault(error: Exception) -> str:
-    """What is wrong with the environment's settings. Never a proxy's address, which may hold a password."""
+    """The fault in the environment's settings. It never names a proxy's address, which may hold a password."""
     if isinstance(error, ImportError):
         return (
             f"{_named(PROXIES)} asks for a SOCKS proxy, for which this Python lacks a package. Run: "
@@ -330,7 +330,7 @@ def _settings_fault(error: Exception) -> str:
     if isinstance(error, OSError):  # ssl.SSLError is one
         name = next((name for name in CERTIFICATES if os.environ.get(name)), None)
         if name is None:
-            return f"the list of trusted certificates cannot be read ({_name(error)}). Install certifi anew."
+            return f"the list of trusted certificates cannot be read ({_name(error)}). Install certifi again."
         return (
             f"{name} is {os.environ[name]!r}, from which no certificates can be read ({_name(error)}). Correct it or "
             "remove it, and restart."

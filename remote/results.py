@@ -49,7 +49,7 @@ class ImageFile(BaseModel):
 
 
 class Response(BaseModel):
-    """What came back. Unknown fields are kept. ``images`` holds None where an entry is not a picture."""
+    """The response of fal. Unknown fields are kept. ``images`` holds None where an entry is not a picture."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -94,7 +94,7 @@ def parse_response(data: Any) -> tuple[Response, list[str]]:
 
 @dataclass(frozen=True)
 class Collected:
-    """What a run brought.
+    """The result of a run.
 
     Args:
         images: hold RGB pictures; their sizes may differ.
@@ -279,7 +279,7 @@ def _inline_bytes(text: str) -> bytes:
 
 
 def _ending(data: bytes) -> str:
-    """What to call a file of these bytes; ``bin`` where they are not a known picture."""
+    """The ending of a file of these bytes; ``bin`` where they are not a known picture."""
     return next((name for start, name in ENDINGS.items() if data.startswith(start)), "bin")
 
 

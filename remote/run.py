@@ -3,7 +3,7 @@
 (none), cancelled, failed, replaced  -> submit -> submitted | lost | failed
 submitting, its process died         -> lost
 lost                                 -> an error; with resubmit_lost -> replaced
-submitted, cancelling                -> wait   -> completed | failed | cancelled, by fal's own word alone
+submitted, cancelling                -> wait   -> completed | failed | cancelled, only when fal says so
 completed                            -> save   -> saved
 saved                                -> the result, as often as it is asked for
 what fal no longer has               -> an error; with resubmit_lost, and from an earlier run, -> replaced
@@ -209,7 +209,7 @@ async def _drive(session: Session, steps: _Purchase | _Rescue, refuse_flagged: b
                 files = [name if i != error.index else "" for i, name in enumerate(row.files)]
                 session.journal.update(row, COMPLETED, files=files)
             raise RemoteError(
-                f"{error} Running again with the same inputs and the same seed fetches it anew, and submits nothing."
+                f"{error} Running again with the same inputs and the same seed fetches it again, and submits nothing."
             ) from None
         except JournalError as error:
             if row is None or row.state in ENDED or row.request_id is None:
@@ -236,7 +236,7 @@ class _Purchase:
 
     @property
     def cost_usd(self) -> float:
-        """What this run submitted costs."""
+        """The price of the request that this run submitted."""
         return self.order.cost_usd if self._bought else 0.0
 
     def start(self) -> Entry | None:
@@ -309,7 +309,7 @@ class _Rescue:
                 return self._session.journal.update(row, SUBMITTED)
             raise Unobtainable(f"{error} {RUN_AGAIN}") from None
         except Unobtainable as error:
-            if row.state == SUBMITTED and row.fingerprint == self.fingerprint:  # known from the user's word alone
+            if row.state == SUBMITTED and row.fingerprint == self.fingerprint:  # only the user said so
                 self._session.journal.update(row, FAILED, error=str(error))
             raise Unobtainable(f"{error} {CHECK_ID}") from None
 
@@ -357,7 +357,7 @@ async def _alone(session: Session, fingerprint: str) -> AsyncIterator[None]:
 
 
 async def _submit(session: Session, task: Submission) -> Entry:
-    """Submit; what certainly was not taken is tried again a few times. The row as SUBMITTED.
+    """Submit, and try again a few times where fal certainly did not take it. The row as SUBMITTED.
 
     Raises:
         NotAccepted: fal certainly did not take it (the row is FAILED), or it is too expensive (there is no row).

@@ -47,7 +47,7 @@ PRIVATE = [  # which Python takes for public, some only before 3.13
 
 @dataclass(frozen=True)
 class Session:
-    """What every step of a run needs at hand.
+    """Everything that the steps of a run share.
 
     Args:
         results: takes the pictures.
@@ -144,7 +144,7 @@ async def _upload(queue: Queue, source: bytes | Path, name: str) -> Any:
 
 
 async def _is_there(session: Session, url: str) -> bool:
-    """Whether an uploaded file can still be read; what cannot be told counts as yes."""
+    """Whether an uploaded file can still be read; where that is unknown, it counts as readable."""
     try:
         async with open_http(session.queue.certificates, timeout=session.waits.connect) as http:
             return (await http.head(url)).status_code not in (403, 404, 410)
@@ -159,7 +159,7 @@ async def fetch(url: str, *, trusted: str, certificates: ssl.SSLContext, waits: 
 
     Args:
         url: is the file's address, as fal gives it.
-        trusted: is the API's base address; its host alone may be private or without TLS.
+        trusted: is the API's base address; only its host may be private or without TLS.
         certificates: check TLS connections.
         waits: say how long to wait and how often to try.
 

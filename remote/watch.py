@@ -100,7 +100,7 @@ async def cancel(session: Session, row: Entry | None) -> None:
         reason = str(error).rstrip(".") or f"no confirmation within {session.waits.grace:g} s"
         said = (
             f"interrupted, but the cancellation is not confirmed: {reason}. It may go on and be charged, as request "
-            f"{row.request_id}; the next run with the same inputs and the same seed collects it, or submits anew if "
+            f"{row.request_id}; the next run with the same inputs and the same seed collects it, or submits again if "
             "fal says that it was cancelled."
         )
         logging.warning("klein-cns: request %s: %s", row.request_id, said)

@@ -225,7 +225,7 @@ def test_resubmit_lost_buys_once_a_run(fal, machine, broken):
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
 @pytest.mark.parametrize("taken", [True, False], ids=["cancelled", "not yet asked"])
 def test_kill_while_cancelling(fal, machine, tmp_path, taken):
-    """The next run submits anew only if fal did cancel."""
+    """The next run submits again only if fal did cancel."""
     fal.queued = 10**6
     fal.fail(cancel=stall(60, accept=taken))
     child = start(tmp_path, fal, "interrupt")

@@ -1,4 +1,4 @@
-"""The files that a klein 9B Base is made of: which are needed, and a judgement of each from its header alone."""
+"""The files that a klein 9B Base is made of: which are needed, and a check of each that reads only its header."""
 
 from __future__ import annotations
 

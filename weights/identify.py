@@ -237,7 +237,7 @@ def _is_marked(header: Header) -> bool:
 
 
 def _is_distilled(header: Header) -> bool:
-    """By what the metadata says, else by the name: published klein files are distilled unless called base."""
+    """Whether the metadata says so; without it, published klein files are distilled unless their name says base."""
     said = header.metadata.get("is_distilled", "").lower()
     if said in ("true", "false"):
         return said == "true"

@@ -190,7 +190,7 @@ def keyed(host):
     """The host once the key is written, without a restart."""
     before = failure(host, remote_graph("nokey"))
     file = host.base / "user" / "__klein_cns" / "fal_key"
-    assert "there is no fal key" in before and f"write it into {file}, readable by you alone" in before
+    assert "there is no fal key" in before and f"write it into {file}, readable only by you" in before
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(KEY)
     file.chmod(0o644)
