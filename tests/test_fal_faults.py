@@ -740,8 +740,8 @@ CASES = [
         "inline, spoiled",
         1,
         "submitted",
-        "no base64.*Run again",
-        (1, "no base64"),
+        "not base64.*Run again",
+        (1, "not base64"),
         **responding(image(url="data:image/png;base64,%")),
     ),
     # money
