@@ -54,6 +54,13 @@ def interrupted(machine, fal, point, **options):
     return time.monotonic() - since[0]
 
 
+def test_the_place_in_the_queue_is_said_in_words(fal, machine):
+    fal.queued = 2
+    machine.run()
+    places = [line.rpartition(", ")[0] for line in machine.said if "queue" in line]
+    assert places == ["in fal's queue, position 1", "next in fal's queue"]
+
+
 def test_interrupt_in_the_queue_cancels_and_the_next_run_submits_anew(fal, machine):
     fal.queued = 10**6
     interrupted(machine, fal, "status")
