@@ -1,7 +1,7 @@
 """Klein on fal: the same edit on fal's endpoints, submitted once and never lost.
 
 ``execute`` is synchronous on purpose: an asynchronous node shares its event loop with samplers that block it for
-minutes, and another node would take the interrupt that is meant for this one. The remote run has a loop of its own.
+minutes, and another node would take the interrupt that is meant for this one. The remote run has its own event loop.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ def _order(orders: Any, pictures: list[Tensor], lora_stack: Any, values: dict[st
     """The node's inputs as an `Order`."""
     if values.get("solver", ENDPOINT_SOLVER) != ENDPOINT_SOLVER:  # of an API prompt
         raise ValueError(
-            f"solver={values['solver']!r} runs only locally; the endpoint has {ENDPOINT_SOLVER} alone. Leave it out."
+            f"solver={values['solver']!r} runs only locally; the endpoint has only {ENDPOINT_SOLVER}. Leave it out."
         )
     params = CNSParams.from_endpoint(values)
     cns = params if params.enable_cns else CNSParams(enable_cns=False)  # off, their values decide nothing
@@ -281,7 +281,7 @@ def _widget(name: str, advanced: bool | None = None) -> io.Input:
 
 
 def _appended() -> list[io.Input]:
-    """A widget for each field of the endpoint that has no place of its own above; prompts from before it lack it."""
+    """A widget for each field of the endpoint that has no place of its own above; older prompts lack it."""
     found = [_widget(name, advanced=True) for name in SPECS if name not in PLACED]
     for entry in found:
         entry.optional = True

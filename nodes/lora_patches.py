@@ -23,7 +23,7 @@ PREFIX = "diffusion_model."
 
 
 class DoraPatch(WeightAdapterBase):
-    """The DoRAs of one weight: each changes it as if it stood alone on the base weight, and the changes add up.
+    """The DoRAs of one weight: each changes the base weight as if it were the only one, and the changes add up.
 
     ``weights``: (form's name, its fields, magnitude, rows, strength) of each, plain tuples that ComfyUI can move.
     """
@@ -198,7 +198,7 @@ def _add_doras(model: Any, doras: Mapping[str, Sequence[WithStrength]]) -> None:
 
 
 def _only_adds(patch: tuple[Any, ...]) -> bool:
-    """Whether a patch adds the same to a weight whatever the weight is."""
+    """Whether a patch adds the same change to any weight."""
     _, change, strength_model, _, _ = patch
     if strength_model != 1:
         return False

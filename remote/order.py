@@ -1,6 +1,6 @@
-"""What a run asks for, checked, priced and hashed before anything is sent.
+"""The order of a run, checked, priced and hashed before anything is sent.
 
-A request is a pydantic model that is made from `fields.specs`; ranges and options stand there alone.
+A request is a pydantic model that is made from `fields.specs`; only that place states ranges and options.
 """
 
 from __future__ import annotations
@@ -81,13 +81,14 @@ class Order:
     """One remote run.
 
     Args:
-        endpoint: fal's id of it.
-        arguments: the request without pictures and LoRAs.
-        pictures: each a picture, or an address that fal fetches.
-        size: (width, height) of the result where it was chosen; None for ``auto``.
-        cost_usd: what fal will charge, at most.
-        fingerprint: hash of all that decides the result; the same for the same pixels and file contents, however a size
-            is named and however the pictures travel.
+        endpoint: names it as fal does.
+        arguments: hold the request without pictures and LoRAs.
+        pictures: each is a picture, or an address that fal fetches.
+        loras: each is (file, or address or repository that fal fetches; scale).
+        size: gives (width, height) of the result where it was chosen; None for ``auto``.
+        cost_usd: counts what fal will charge, at most.
+        fingerprint: hashes everything that decides the result; it is the same for the same pixels and file contents,
+            however a size is named and however the pictures travel.
     """
 
     endpoint: str
@@ -102,7 +103,7 @@ class Order:
         """The JSON to send, with an address for each picture and LoRA.
 
         Raises:
-            NotAccepted: a value that the endpoint does not take.
+            NotAccepted: the endpoint does not take a value.
         """
         scales = (scale for _, scale in self.loras)
         return _checked(self.arguments, image_urls, list(zip(lora_paths, scales, strict=True)))
@@ -161,8 +162,12 @@ def make_order(
 def most_pixels(image_size: Size, sources: Sequence[tuple[int, int] | None]) -> int:
     """Pixels of one result, at most.
 
+    >>> most_pixels("square", [])
+    262144
+
     Args:
-        sources: (width, height) of each input, None for one that is only an address.
+        image_size: names a preset or ``auto``, or gives (width, height).
+        sources: give (width, height) of each input; None for one that is only an address.
     """
     if image_size == AUTO and sources:  # the input's size, perhaps as resized to a megapixel: not documented
         width, height = sources[0] or (MAX_SIDE, MAX_SIDE)
@@ -175,8 +180,11 @@ def most_pixels(image_size: Size, sources: Sequence[tuple[int, int] | None]) -> 
 def parse_image_urls(text: str) -> list[str]:
     """Addresses of pictures, one a line.
 
+    >>> parse_image_urls("https://example.com/a.png")
+    ['https://example.com/a.png']
+
     Raises:
-        NotAccepted: a line that is not an address.
+        NotAccepted: a line is not an address.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in lines:
@@ -190,11 +198,11 @@ def parse_image_urls(text: str) -> list[str]:
 def parse_lora_urls(text: str) -> list[Lora]:
     """(address or repository, scale) from lines ``URL-or-repo scale``; without a scale it is 1.
 
-    Raises:
-        NotAccepted: a line that is not like that.
-
     >>> parse_lora_urls("owner/name 0.5")
     [('owner/name', 0.5)]
+
+    Raises:
+        NotAccepted: a line has another form.
     """
     found: list[Lora] = []
     for line in filter(None, map(str.strip, text.splitlines())):
@@ -229,7 +237,11 @@ def file_digest(path: Path) -> str:
 
 
 def pixel_digest(picture: Image.Image) -> str:
-    """A hash of size and pixels, the same whatever encoder writes the file."""
+    """A hash of size and pixels, which no file format changes.
+
+    >>> len(pixel_digest(Image.new("RGB", (2, 2))))
+    64
+    """
     return hashlib.sha256(repr(picture.size).encode() + picture.convert("RGB").tobytes()).hexdigest()
 
 
@@ -264,7 +276,7 @@ def _check_text(checked: dict[str, Any]) -> None:
         json.dumps(checked, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise NotAccepted(
-            "prompt or negative_prompt holds half of a character (a lone surrogate); type it anew."
+            "prompt or negative_prompt holds half of a character (a lone surrogate); type it again."
         ) from None
 
 

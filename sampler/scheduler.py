@@ -169,7 +169,7 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
         Raises:
             ValueError: per_token_timesteps are given to CNS, or the size of packed tokens is unknown or does not fit.
         """
-        if self.step_index is None:  # the first step of a schedule: start the streams anew
+        if self.step_index is None:  # the first step of a schedule: start the streams again
             self._init_step_index(timestep)
             self._first = self.step_index
             self._size = self._grid_size(sample)

@@ -650,7 +650,7 @@ CASES = [
         "is saved as .*_0.bin, but it is not a",
         **faulty(file=answer(200, HTML)),
     ),
-    Case("spoiled file", 1, "completed", "cannot be decoded .*fetches it anew", **faulty(file=answer(200, PARTIAL))),
+    Case("spoiled file", 1, "completed", "cannot be decoded .*fetches it again", **faulty(file=answer(200, PARTIAL))),
     Case("oversized file", 1, "completed", "larger than 0 MiB", run={"max_file": 50}),
     Case(
         "too many pixels",
@@ -740,8 +740,8 @@ CASES = [
         "inline, spoiled",
         1,
         "submitted",
-        "no base64.*Run again",
-        (1, "no base64"),
+        "not base64.*Run again",
+        (1, "not base64"),
         **responding(image(url="data:image/png;base64,%")),
     ),
     # money

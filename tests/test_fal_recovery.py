@@ -54,6 +54,13 @@ def interrupted(machine, fal, point, **options):
     return time.monotonic() - since[0]
 
 
+def test_the_place_in_the_queue_is_said_in_words(fal, machine):
+    fal.queued = 2
+    machine.run()
+    places = [line.rpartition(", ")[0] for line in machine.said if "queue" in line]
+    assert places == ["in fal's queue, position 1", "next in fal's queue"]
+
+
 def test_interrupt_in_the_queue_cancels_and_the_next_run_submits_anew(fal, machine):
     fal.queued = 10**6
     interrupted(machine, fal, "status")
@@ -225,7 +232,7 @@ def test_resubmit_lost_buys_once_a_run(fal, machine, broken):
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
 @pytest.mark.parametrize("taken", [True, False], ids=["cancelled", "not yet asked"])
 def test_kill_while_cancelling(fal, machine, tmp_path, taken):
-    """The next run submits anew only if fal did cancel."""
+    """The next run submits again only if fal did cancel."""
     fal.queued = 10**6
     fal.fail(cancel=stall(60, accept=taken))
     child = start(tmp_path, fal, "interrupt")

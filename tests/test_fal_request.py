@@ -258,7 +258,7 @@ def test_a_failed_upload_submits_nothing(fal, tmp_path, monkeypatch, fault):
 def test_decoding_is_bounded():
     with pytest.raises(RemoteError, match="more than 16777216 pixels"):
         decode(png((4097, 4096)))
-    with pytest.raises(RemoteError, match="no PNG, JPEG or WebP"):
+    with pytest.raises(RemoteError, match="not a PNG, JPEG or WebP"):
         decode(b"GIF89a" + bytes(20))
     with pytest.raises(RemoteError, match="cannot be decoded"):
         decode(png((300, 300))[:200])

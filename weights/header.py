@@ -28,8 +28,13 @@ BITS = {
 
 
 class StoredTensor(NamedTuple):
-    """A tensor as a header describes it: the dtype as safetensors writes it (``BF16``), the stored shape, and the byte
-    of the file that its data start at."""
+    """A tensor as a header describes it.
+
+    Attributes:
+        dtype: names the type as safetensors writes it, ``BF16``.
+        shape: gives the stored shape; packed weights store fewer columns.
+        start: counts the bytes of the file before its data.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -42,12 +47,13 @@ def read_file_header(
     """The tensors and the metadata of one safetensors file; nothing but its header is read.
 
     Args:
-        label: what errors call the file.
-        max_header: bytes; a larger header is refused unread.
-        max_tensors: more are refused before any is looked at.
+        path: names the file.
+        label: names the file in an error.
+        max_header: bounds the header's bytes; a larger header is refused unread.
+        max_tensors: bounds the tensors; more are refused before any is looked at.
 
     Raises:
-        ValueError: a file that is missing, empty, truncated, damaged or no safetensors, naming it and the fault.
+        ValueError: the file is missing, empty, truncated, damaged or not a safetensors file; the message names it.
     """
     try:
         size = path.stat().st_size

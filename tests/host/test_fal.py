@@ -190,7 +190,7 @@ def keyed(host):
     """The host once the key is written, without a restart."""
     before = failure(host, remote_graph("nokey"))
     file = host.base / "user" / "__klein_cns" / "fal_key"
-    assert "there is no fal key" in before and f"write it into {file}, readable by you alone" in before
+    assert "there is no fal key" in before and f"write it into {file}, readable only by you" in before
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(KEY)
     file.chmod(0o644)
@@ -296,7 +296,13 @@ def test_queue_position_and_logs_show_on_the_node(keyed, fal):
     fal.queued = fal.running = 2
     lines = keyed.watch(remote_graph("shown", prompt="shown")).texts
     text = "\n".join(lines)
-    for part in ("$0.0400: submitting", "in fal's queue, position 1", "fal is at work", "denoising 14 of 28"):
+    for part in (
+        "$0.0400: submitting",
+        "in fal's queue, position 1",
+        "next in fal's queue",
+        "fal is",
+        "denoising 14 of 28",
+    ):
         assert part in text, text
 
 

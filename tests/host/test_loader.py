@@ -188,7 +188,7 @@ def test_weight_dtype_and_the_text_encoder_on_the_cpu(server, plain):
 
 @pytest.mark.parametrize("name", ["diffusers/C:/tiny/transformer", "diffusers/tiny-klein/../C:/tiny/transformer"])
 def test_a_drive_in_a_name_does_not_leave_the_folder(server, name):
-    """On Windows ``C:`` in the middle of a path starts it anew; here a folder of that name stands for the drive."""
+    """On Windows ``C:`` in the middle of a path starts it again; here a folder of that name stands for the drive."""
     drive = server.base / "models" / "diffusers" / "C:"
     drive.mkdir(exist_ok=True)
     if not (drive / "tiny").exists():
