@@ -22,13 +22,13 @@ from .klein.schedules import SCHEDULES
 from .klein.sizes import latent_size
 from .klein.tiny import is_tiny
 from .lora import MAX_LORAS, LoraError, examine_lora, parse_loras
+from .sampler.acceleration import plan
 from .sampler.advice import advice
 from .sampler.gamma_fits import FITS, UNGUIDED
 from .sampler.params import GAMMA_FILE, PREFIX, SWITCH, CNSParams, public_name
 from .sampler.progress import find_progress
 
 NO_LOCAL_EFFECT = {
-    "acceleration": "acceleration chooses among fal's own engines",
     "enable_safety_checker": "the safety checker runs at fal",
     "sync_mode": "sync_mode is about how fal returns files",
 }
@@ -101,6 +101,9 @@ def _run(args: argparse.Namespace, request: dict[str, Any], pictures: list[str])
     _, (width, height) = check_inputs(run, pictures, progress)
     rows, columns = latent_size(width, height)
     sigmas = SCHEDULES[run.scheduler](run.num_inference_steps, rows * columns)
+    planned = plan(run.acceleration, sigmas.tolist(), run.guidance_scale, run.solver).sentence
+    if planned:
+        _say(planned)
     for sentence in advice(cns, run.solver, sigmas.tolist(), run.guidance_scale):
         _say(sentence)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from ..sampler.acceleration import Accelerator
 
 Text = tuple[Tensor, Tensor]  # prompt embeddings [1, L, D] and their position ids [1, L, 4]
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -41,6 +44,7 @@ def guided_velocity(
     negative: Text | None,
     references: list[Tensor],
     guidance_scale: float,
+    accelerator: Accelerator | None = None,
 ) -> Velocity:
     """The model as a function that `denoise` calls.
 
@@ -55,6 +59,7 @@ def guided_velocity(
         negative: embeds the negative prompt; None where guidance_scale is 1.
         references: hold the normalised latents [1, C, h, w] of each picture, of any sizes.
         guidance_scale: weighs the prompt against the negative one.
+        accelerator: gives the unconditional velocity where it is not computed; give `denoise` the same.
 
     Returns:
         ``(latents [B, C, h, w], timestep) -> velocity [B, C, h, w]``, both in float32.
@@ -86,7 +91,11 @@ def guided_velocity(
         with _exact_timestep(transformer, timestep * 1000):
             guided = predict(tokens, timestep, positive, "cond")
             if negative is not None:
-                unguided = predict(tokens, timestep, negative, "uncond")
+                predict_unguided = partial(predict, tokens, timestep, negative, "uncond")
+                if accelerator is None:
+                    unguided = predict_unguided()
+                else:  # x0 = x - σ·velocity
+                    unguided = accelerator.unconditional(guided, predict_unguided, -timestep[0])
                 guided = unguided + guidance_scale * (guided - unguided)
         return guided.transpose(1, 2).unflatten(2, size)
 
@@ -99,6 +108,7 @@ def denoise(
     latents: Tensor,
     callback: Callable[[dict[str, Any]], None] | None = None,
     show_progress: bool = False,
+    accelerator: Accelerator | None = None,
 ) -> Tensor:
     """Run a diffusers scheduler to its end.
 
@@ -108,17 +118,25 @@ def denoise(
         latents: [B, C, h, w] hold the noise at the first sigma.
         callback: takes ``{"x", "i", "sigma", "denoised"}`` before each step.
         show_progress: draws a progress bar on stderr.
+        accelerator: decides at which steps the model is called; None calls it at each.
 
     Returns:
         the latents at the last sigma, [B, C, h, w].
     """
     for i, timestep in enumerate(tqdm(scheduler.timesteps, disable=not show_progress)):
-        output = velocity(latents, timestep)
+        sigma = scheduler.sigmas[i]
+        if accelerator is None:
+            output = velocity(latents, timestep)
+        else:
+            output = (latents - accelerator.x0(i, partial(_x0, velocity, latents, timestep, sigma))) / sigma
         if callback is not None:
-            sigma = scheduler.sigmas[i]
             callback({"x": latents, "i": i, "sigma": sigma, "denoised": latents - sigma * output})
         latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
     return latents
+
+
+def _x0(velocity: Velocity, latents: Tensor, timestep: Tensor, sigma: Tensor) -> Tensor:
+    return latents - sigma * velocity(latents, timestep)
 
 
 @contextmanager

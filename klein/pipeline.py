@@ -16,6 +16,7 @@ from torch import Tensor
 from ..endpoint import MAX_IMAGES
 from ..lora import LoraSpec, Report, parse_loras
 from ..lora.read import find_weights, stamp
+from ..sampler.acceleration import Accelerator, plan
 from ..sampler.noise import checked_batch_index
 from ..sampler.params import GAMMA_FILE
 from ..sampler.progress import ProgressMatrix, find_progress, reference_progress, resolve_progress
@@ -262,12 +263,16 @@ class KleinPipeline:
             references = [self._encode(picture, request.reference_megapixels) for picture in pictures]
         with clock("denoise"):
             scheduler = self._scheduler(request, size, batch_index, self._progress(request, progress, references))
+            accelerator = None
+            if request.acceleration != "none":
+                decided = plan(request.acceleration, scheduler.sigmas, request.guidance_scale, request.solver)
+                accelerator = Accelerator(decided)
             velocity = guided_velocity(
-                self.pipe, request.num_images, size, positive, negative, references, request.guidance_scale
+                self.pipe, request.num_images, size, positive, negative, references, request.guidance_scale, accelerator
             )
             shape = (self.pipe.transformer.config.in_channels, *size)
             latents = initial_noise(request.seed, batch_index, shape).to(self._device)
-            return denoise(scheduler, velocity, latents, callback, show_progress)
+            return denoise(scheduler, velocity, latents, callback, show_progress, accelerator)
 
     @property
     def _device(self) -> torch.device:

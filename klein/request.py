@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..sampler.params import MAX_SEED, CNSParams, checked, choice, number
+from ..sampler.acceleration import ACCELERATION_HELP
+from ..sampler.params import LEVELS, MAX_SEED, CNSParams, checked, choice, number
 from ..sampler.solvers import SOLVER_HELP, SOLVERS
 from .schedules import SCHEDULES
 from .sizes import AUTO, parse_image_size
@@ -49,6 +50,7 @@ class KleinRequest:
     reference_megapixels: float = number(
         1.0, 0.1, 4.0, 0.1, "References above this size (1 = 1024 x 1024) are shrunk to it (local only)."
     )
+    acceleration: str = choice(LEVELS, f"{ACCELERATION_HELP} fal's own default is regular.")
     cns: CNSParams = field(default_factory=lambda: CNSParams(enable_cns=False))
 
     def __post_init__(self) -> None:

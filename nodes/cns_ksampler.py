@@ -15,6 +15,7 @@ from comfy_extras.nodes_flux import get_schedule
 from ..klein.schedules import SCHEDULES, log_snr_sigmas
 from ..sampler import CNSParams, ProgressMatrix, reference_progress
 from ..sampler.params import checked_number
+from .acceleration import acceleration_input
 from .cns_inputs import cns_inputs, gamma_stamp, load_progress, patch_size, solver_input
 from .cns_sampler import sample
 from .common import CATEGORY
@@ -75,6 +76,7 @@ class CNSKSampler(io.ComfyNode):
                     tooltip="Below 1 only the last part of the schedule runs, and the latent is kept in part.",
                 ),
                 *cns_inputs(),
+                acceleration_input(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent"),
@@ -105,6 +107,7 @@ class CNSKSampler(io.ComfyNode):
         scheduler: str,
         denoise: float,
         cns_gamma_file: str,
+        acceleration: str = "none",
         **values: Any,
     ) -> io.NodeOutput:
         checked_number("cfg", cfg, 0.0, 100.0)
@@ -128,6 +131,7 @@ class CNSKSampler(io.ComfyNode):
         options = {
             "params": params,
             "solver": solver,
+            "acceleration": acceleration,
             "progress": progress,
             "batch_index": batch_index,
             "tell": told.extend,

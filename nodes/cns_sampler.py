@@ -13,8 +13,10 @@ from torch import Tensor
 
 from ..klein.memory import memory_advice
 from ..sampler import CNSParams, ProgressMatrix, sample_cns
+from ..sampler.acceleration import Accelerator
 from ..sampler.advice import advice
 from ..sampler.params import SWITCH
+from .acceleration import accelerate, acceleration_input, cache_advice, interruptible, plan_run
 from .cns_inputs import (
     cns_inputs,
     gamma_stamp,
@@ -51,6 +53,7 @@ class CNSSampler(io.ComfyNode):
                     tooltip="Seed of the injected noise. -1 takes the run's own; give one where the run has none "
                     "(DisableNoise).",
                 ),
+                acceleration_input(),
             ],
             outputs=[io.Sampler.Output()],
             hidden=[io.Hidden.unique_id],
@@ -65,7 +68,9 @@ class CNSSampler(io.ComfyNode):
         return gamma_stamp(cns_gamma_file)
 
     @classmethod
-    def execute(cls, solver: str, cns_seed: int, cns_gamma_file: str, **values: Any) -> io.NodeOutput:
+    def execute(
+        cls, solver: str, cns_seed: int, cns_gamma_file: str, acceleration: str = "none", **values: Any
+    ) -> io.NodeOutput:
         params = CNSParams.from_endpoint({**values, SWITCH: True})
         if params.gamma_source == "reference":
             raise ValueError(
@@ -75,6 +80,7 @@ class CNSSampler(io.ComfyNode):
         options = {
             "params": params,
             "solver": solver,
+            "acceleration": acceleration,
             "progress": load_progress(params, cns_gamma_file),
             "seed": None if cns_seed < 0 else cns_seed,
             "tell": partial(say, cls.hidden.unique_id),
@@ -92,6 +98,7 @@ def sample(
     *,
     params: CNSParams,
     solver: str,
+    acceleration: str,
     progress: ProgressMatrix | None,
     tell: Callable[[Sequence[str]], None],
     seed: int | None = None,
@@ -100,6 +107,7 @@ def sample(
     """`sample_cns` as ComfyUI's KSAMPLER calls a sampler; the wrapper brings masks, noise scaling and previews.
 
     Args:
+        acceleration: one of `LEVELS`.
         tell: called with the sentences that the user should read about the settings, in each run.
     """
     if params.enable_cns and x.ndim < 4:
@@ -107,7 +115,19 @@ def sample(
             f"the latent reaches the sampler as {list(x.shape)}, without height and width; CNS cannot colour its "
             "noise. Turn enable_cns off in CNS KSampler, or use another sampler."
         )
-    tell(advice(params, solver, sigmas.tolist(), getattr(model.inner_model, "cfg", None)))
+    extra_args = {} if extra_args is None else extra_args
+    planned = plan_run(acceleration, model, sigmas, solver, extra_args)
+    tell(
+        [
+            *([planned.sentence] if planned.sentence else []),
+            *advice(params, solver, sigmas.tolist(), getattr(model.inner_model, "cfg", None)),
+            *cache_advice(model, extra_args, params.active_churn),
+        ]
+    )
+    accelerator = None
+    if planned.level != "none":
+        accelerator = Accelerator(planned)
+        extra_args, callback = accelerate(accelerator, model, extra_args), interruptible(callback)
     with memory_advice(LOWER):
         return sample_cns(
             model,
@@ -123,6 +143,7 @@ def sample(
             batch_index=batch_index,
             patch_size=patch_size(model.inner_model.model_patcher),
             pin_memory=pins_memory(),
+            accelerator=accelerator,
         )
 
 

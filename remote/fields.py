@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NamedTuple
 
-from ..sampler.params import LOCAL_NAMES, MAX_SEED, SWITCH, CNSParams, flag, number, public_name
+from ..sampler.params import LEVELS, LOCAL_NAMES, MAX_SEED, SWITCH, CNSParams, flag, number, public_name
 
 TEXT_ENDPOINT = "fal-ai/flux-2/klein/9b/base"
 EDIT_ENDPOINT = "fal-ai/flux-2/klein/9b/base/edit/lora"
@@ -33,7 +33,7 @@ class FalFields:
     seed: int = number(0, 0, MAX_SEED, 1, "Where the noise starts. The same inputs and seed cost nothing again.")
     num_inference_steps: int = number(28, 4, 50, 1, "Denoising steps.")
     num_images: int = number(1, 1, 4, 1, "How many pictures to make; each is charged.")
-    acceleration: str = _options("regular", ("none", "regular", "high"), "How much exactness fal may trade for speed.")
+    acceleration: str = _options("regular", LEVELS, "How much exactness fal may trade for speed.")
     sync_mode: bool = flag(
         False,
         "The pictures come inside the answer and fal stores none: if that answer is lost on the way, what was paid for "

@@ -19,6 +19,7 @@ MAX_SEED = 2**64 - 1  # as ComfyUI has it
 SWITCH = "enable_cns"
 GAMMA_FILE = "cns_gamma_file"  # which matrix: no parameter of its own, since a matrix is data
 SWITCH_HELP = "Turn Colored Noise Sampling on. Off, every cns_ value is ignored and no noise is added."
+LEVELS = ("none", "regular", "high")  # of acceleration, as the endpoint names and orders them
 GUIDED_DIVIDER, GUIDED_ENERGY = 25.0, 0.998  # what the endpoint advises for a base model with real guidance
 GUIDED_ADVICE = (
     f"For a base model with real guidance the endpoint advises divider {GUIDED_DIVIDER:g} and energy {GUIDED_ENERGY:g}."

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from .params import CNSParams
 from .progress import ProgressMatrix, resolve_progress
 from .solvers import DEFAULT_SOLVER, Step, find_solver, ode_euler
 from .spectrum import alpha_tilt, band_power, radial_bands
+
+if TYPE_CHECKING:
+    from .acceleration import Accelerator
 
 SIGMA_ROUNDING = 1e-5  # above 1; shifted schedules begin there by a few units of float32
 
@@ -116,6 +120,7 @@ def sample_cns(
     seed: int | None = None,
     batch_index: Sequence[int] | None = None,
     pin_memory: bool = True,
+    accelerator: Accelerator | None = None,
 ) -> Tensor:
     """Colored Noise Sampling (arXiv:2605.30332) in k-diffusion's calling convention.
 
@@ -136,6 +141,7 @@ def sample_cns(
         disable: True hides the progress bar.
         params, solver, progress, patch_size, batch_index, pin_memory: see `CNSRun`.
         seed: starts the injected noise, 0 to 2^64 - 1; None takes ``extra_args["seed"]``, or 0 without one.
+        accelerator: decides at which steps the model is called; None calls it at each.
 
     Returns:
         x at ``sigmas[-1]``, in its shape and dtype.
@@ -164,29 +170,38 @@ def sample_cns(
         )
     s_in = x.new_ones([x.shape[0]])
     for i in trange(len(sigmas) - 1, disable=disable):
-        denoised = model(x, sigmas[i] * s_in, **extra_args)
+        predict = partial(model, x, sigmas[i] * s_in, **extra_args)
+        denoised = predict() if accelerator is None else accelerator.x0(i, predict)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
         x = run.step(i, x, denoised) if run else ode_euler(x, denoised, sigmas[i], sigmas[i + 1])
     return x
 
 
-def checked_sigmas(sigmas: Tensor) -> list[float]:
+def as_numbers(sigmas: Tensor | Sequence[float]) -> list[float]:
+    """The sigmas as floats, from a device in one transfer."""
+    return sigmas.tolist() if isinstance(sigmas, Tensor) else [float(sigma) for sigma in sigmas]
+
+
+def checked_sigmas(sigmas: Tensor | Sequence[float], what: str = "CNS") -> list[float]:
     """The sigmas as numbers in [0, 1]; a first sigma that only rounding puts above 1 becomes 1.
 
     >>> checked_sigmas(torch.tensor([1.0, 0.5, 0.0]))
     [1.0, 0.5, 0.0]
 
+    Args:
+        what: needs them, for the error.
+
     Raises:
         ValueError: the sigmas do not fall, or they leave the range from 0 to 1.
     """
-    values = sigmas.tolist()
+    values = as_numbers(sigmas)
     falling = all(after <= before for before, after in pairwise(values))
     if not (falling and values[-1] >= 0.0 and 0.0 < values[0] <= 1.0 + SIGMA_ROUNDING):
         raise ValueError(
-            f"the {len(values)} sigmas go from {values[0]:.7g} to {values[-1]:.7g}; CNS needs flow-matching sigmas "
+            f"the {len(values)} sigmas go from {values[0]:.7g} to {values[-1]:.7g}; {what} needs flow-matching sigmas "
             "that fall from at most 1, above 0, to at least 0. "
-            "Use a flow-matching model and its own scheduler, or turn CNS off."
+            f"Use a flow-matching model and its own scheduler, or turn {what} off."
         )
     return [min(value, 1.0) for value in values]
 

@@ -122,7 +122,9 @@ def test_a_complete_request_of_the_endpoint_runs(klein, cat, tmp_path):
     file.write_text(json.dumps(request))
     status, _, err = klein("edit", "--params", file, "-o", tmp_path / "a.png", *QUICK, "--image-size", "96x64")
     assert status == 0
-    assert "acceleration has no local effect" in err and "enable_safety_checker has no local effect" in err
+    assert "enable_safety_checker has no local effect" in err
+    assert "acceleration regular: 4 of 4 model calls; the steps lie too far apart for more." in err
+    assert parameters(tmp_path / "a.png")["acceleration"] == "regular"
     assert re.search(r"enable_cns is off, so cns_s_churn, .* have no effect; turn it on with --enable-cns", err)
     made = parameters(tmp_path / "a.png")
     assert made["enable_cns"] is False and made["prompt"] == request["prompt"]

@@ -305,8 +305,8 @@ def test_what_klein_lacks_is_left_out_and_reported(file):
         "transformer.proj_out": "OFT is not supported",
         "transformer.double_stream_modulation_img.linear": "it replaces the weight, which no strength can scale",
         "transformer.single_transformer_blocks.0.attn.to_out": "Tucker factors belong to convolutions, klein has none",
-        "lora_te1_text_model_encoder_layers_0_mlp_fc1": "a text encoder's weight; a klein LoRA changes the transformer "
-        "alone",
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1": "a text encoder's weight; a klein LoRA changes only "
+        "the transformer",
     }
     assert (lora.report.applied, lora.report.total) == (7, 14)
     text = str(lora.report)

@@ -6,8 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
+import comfy.samplers
 import comfy.supported_models
 import folder_paths
 import torch
@@ -275,9 +277,93 @@ class ProbeHungry:
         return (model,)
 
 
+class ProbeCalls:
+    """MODEL that counts its calls since this node ran: one for each picture and conditioning."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "count", ("MODEL",)
+    calls = 0
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def count(self, model):
+        def counted(apply, call):
+            ProbeCalls.calls += len(call["cond_or_uncond"])
+            return apply(call["input"], call["timestep"], **call["c"])
+
+        ProbeCalls.calls = 0
+        model = model.clone()
+        model.set_model_unet_function_wrapper(counted)
+        return (model,)
+
+
+class ProbeCalled:
+    """Report what ProbeCalls has counted after ``after`` has run."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "report", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"after": ("LATENT",)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def report(self, after):
+        return {"ui": {"calls": [ProbeCalls.calls]}}
+
+
+class ProbeBoth:
+    """MODEL with a patch that asks ComfyUI for the unconditional prediction also at cfg 1."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "ask", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def ask(self, model):
+        model = model.clone()
+        model.set_model_sampler_post_cfg_function(lambda args: args["denoised"], disable_cfg1_optimization=True)
+        return (model,)
+
+
+class ProbeStop:
+    """SAMPLER without progress bar and preview that is interrupted in the callback of a step; an error says when."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "probe", "stop", ("SAMPLER",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"sampler": ("SAMPLER",), "at": ("INT", {})}}
+
+    def stop(self, sampler, at):
+        seen = []
+
+        def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
+            def interrupt(event):
+                seen.append(event["i"])
+                if event["i"] == at:
+                    comfy.model_management.interrupt_current_processing()
+
+            try:
+                return sampler.sampler_function(model, x, sigmas, extra_args, interrupt, disable, **options)
+            except comfy.model_management.InterruptProcessingException:
+                raise RuntimeError(f"interrupted after steps {seen}, {ProbeCalls.calls} calls") from None
+
+        return (comfy.samplers.KSAMPLER(sample, sampler.extra_options),)
+
+
 NODES = (
     ProbeSave, ProbeLoad, ProbeCount, ProbeReport, ProbeReload, ProbeSlow, ProbeNothing, ProbeFlux1, ProbeSigmas,
     ProbeModules, ProbeStack, ProbeGive, ProbeText, ProbeSpoil, ProbeHungry,
+    ProbeCalls, ProbeCalled, ProbeBoth, ProbeStop,
 )  # fmt: skip
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
 torch.set_num_threads(2)
