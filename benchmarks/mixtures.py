@@ -137,7 +137,7 @@ class Target:
             x0 = self.everything.denoised(x, sigma)
             if self.guidance is not None:
                 x0 = x0 + self.guidance * (self.known.denoised(x, sigma) - x0)
-        return x0 + self.error * smooth_error(x, sigma) if self.error else x0
+        return x0 + smooth_error(self.error)(x, sigma) if self.error else x0
 
     def guided(self, guidance: float | None) -> Target:
         return replace(self, guidance=guidance)
@@ -261,24 +261,24 @@ def field_target(name: str, data: Tensor, generator: torch.Generator) -> Target:
     return Target(name, everything, Mixture(one, mean[None], basis[None], variances[None] / 2, torch.zeros(1)))
 
 
-def smooth_error(x: Tensor, sigma: Tensor | float) -> Tensor:
-    """A fixed smooth function of x [B, ...] and σ; ``size`` of it is a network's error of x0.
+@lru_cache(maxsize=4)
+def smooth_error(size: float, waves: int = 64) -> Denoiser:
+    """A fixed smooth error of x0, as a network of that relative error in its velocity makes.
 
     The velocity ε - x0 has an rms of √2. So has ``2·U·sin(A·x/rms(σ) + φ + 4σ)``, with random A, U and φ and rms(σ)
-    that of x. Since x0 = x - σ·v, that times σ is an error of x0 as large as the whole velocity makes.
+    that of x. ``size`` times that is the error of the velocity, and of x0 = x - σ·v it is σ times as large.
     """
-    inward, outward, phase = _waves()
-    s = torch.as_tensor(sigma, dtype=x.dtype).reshape(-1, 1)
-    unit = x.reshape(len(x), -1) / (s**2 + (1 - s) ** 2).sqrt()
-    return (2 * s * (torch.sin(unit @ inward.to(x) + phase.to(x) + 4 * s) @ outward.to(x))).view_as(x)
-
-
-@lru_cache(maxsize=1)
-def _waves(count: int = 64) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    inward = torch.randn(SIZE, count, generator=generator) / math.sqrt(SIZE)
-    outward = torch.randn(count, SIZE, generator=generator) / math.sqrt(count)
-    return inward, outward, 2 * math.pi * torch.rand(count, generator=generator)
+    inward = torch.randn(SIZE, waves, generator=generator) / math.sqrt(SIZE)
+    outward = torch.randn(waves, SIZE, generator=generator) / math.sqrt(waves)
+    phase = 2 * math.pi * torch.rand(waves, generator=generator)
+
+    def error(x: Tensor, sigma: Tensor | float) -> Tensor:
+        s = torch.as_tensor(sigma, dtype=x.dtype).reshape(-1, 1)
+        unit = x.reshape(len(x), -1) / (s**2 + (1 - s) ** 2).sqrt()
+        return (2 * size * s * (torch.sin(unit @ inward.to(x) + phase.to(x) + 4 * s) @ outward.to(x))).view_as(x)
+
+    return error
 
 
 def noise(count: int, seed: int) -> Tensor:
