@@ -60,7 +60,7 @@ def _exceeds(params: CNSParams, solver: str, sigma: float, sigma_next: float) ->
     def response(x: float, white: float) -> float:
         one = torch.ones(1, 1, 1, 1, dtype=torch.float64, device="cpu")
         gain = torch.ones(1, 1, device="cpu")
-        step = Step(sigma, sigma_next, params.s_churn, params.energy_scale, 1, white * one, gain, None)
+        step = Step(sigma, sigma_next, params.s_churn, params.energy_scale, 1, white * one, gain, ())
         return float(find_solver(solver).step(x * one, 0 * one, step))
 
     return response(0.0, 1.0) ** 2 > sigma**2 - response(sigma, 0.0) ** 2

@@ -14,7 +14,7 @@ from tqdm.auto import trange
 from .noise import NoiseStreams, checked_batch_index
 from .params import CNSParams
 from .progress import ProgressMatrix, resolve_progress
-from .solvers import DEFAULT_SOLVER, Step, find_solver, ode_euler
+from .solvers import DEFAULT_SOLVER, HISTORY, Step, find_solver, ode_euler
 from .spectrum import alpha_tilt, band_power, radial_bands
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class CNSRun:
         self.solver, self.patch_size = find_solver(solver), patch_size
         self.s_churn, self.energy_scale = params.active_churn, params.energy_scale
         self.sigmas = checked_sigmas(sigmas)
-        self._previous: tuple[Tensor, float] | None = None
+        self._previous: list[tuple[Tensor, float]] = []  # the latest first
         self._streams: NoiseStreams | None = None
         if self.s_churn > 0:
             self._streams = NoiseStreams(seed, checked_batch_index(batch_index, shape[0]), self.sigmas[0], pin_memory)
@@ -100,7 +100,8 @@ class CNSRun:
         if self._streams is not None:
             white, gain = self._streams.draw(x.shape, x.device), self._gain[i][self._band]
         step = Step(sigma, sigma_next, self.s_churn, self.energy_scale, self.patch_size, white, gain, self._previous)
-        self._previous = (denoised, sigma)
+        if sigma_next < sigma:  # a repeated sigma has nothing to extrapolate from
+            self._previous = [(denoised, sigma), *self._previous][:HISTORY]
         return self.solver.step(x, denoised, step)
 
 
