@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import trange
 
+from .acceleration import Accelerator
 from .noise import NoiseStreams, checked_batch_index
 from .params import CNSParams
 from .progress import ProgressMatrix, resolve_progress
+from .sigmas import checked_sigmas
 from .solvers import DEFAULT_SOLVER, HISTORY, Step, find_solver, ode_euler
 from .spectrum import alpha_tilt, band_power, radial_bands
-
-if TYPE_CHECKING:
-    from .acceleration import Accelerator
-
-SIGMA_ROUNDING = 1e-5  # above 1; shifted schedules begin there by a few units of float32
 
 
 def is_plain(params: CNSParams, solver: str) -> bool:
@@ -76,11 +72,25 @@ class CNSRun:
         self.sigmas = checked_sigmas(sigmas)
         self._previous: list[tuple[Tensor, float]] = []  # the latest first
         self._streams: NoiseStreams | None = None
+        self._white: Tensor | None = None
         if self.s_churn > 0:
             self._streams = NoiseStreams(seed, checked_batch_index(batch_index, shape[0]), self.sigmas[0], pin_memory)
             index, count = radial_bands(shape[-2] * patch_size, shape[-1] * patch_size, params.num_freq_bins)
             power = power_table(params, resolve_progress(params, progress), self.sigmas, count)
             self._gain, self._band = power.sqrt().float().to(device), index.to(device)
+
+    def draw(self, i: int, x: Tensor) -> None:
+        """Draw the noise of step i, in order, where it needs any.
+
+        A loop calls it once the model is started, before anything that waits for the device: the CPU then draws while
+        the device computes. `step` draws what was not drawn.
+
+        Args:
+            i: counts the steps from 0.
+            x: [B, C, ..., h, w] gives shape and device.
+        """
+        if self._streams is not None and self.sigmas[i + 1] > 0:
+            self._white = self._streams.draw(x.shape, x.device)
 
     def step(self, i: int, x: Tensor, denoised: Tensor) -> Tensor:
         """Take a step; call it once for each step, in order.
@@ -96,9 +106,12 @@ class CNSRun:
         sigma, sigma_next = self.sigmas[i : i + 2]
         if sigma_next == 0:
             return denoised
+        if self._white is None:
+            self.draw(i, x)
         white = gain = x.new_empty(0)
-        if self._streams is not None:
-            white, gain = self._streams.draw(x.shape, x.device), self._gain[i][self._band]
+        if self._white is not None:
+            white, gain = self._white, self._gain[i][self._band]
+            self._white = None
         step = Step(sigma, sigma_next, self.s_churn, self.energy_scale, self.patch_size, white, gain, self._previous)
         if sigma_next < sigma:  # a repeated sigma has nothing to extrapolate from
             self._previous = [(denoised, sigma), *self._previous][:HISTORY]
@@ -173,38 +186,12 @@ def sample_cns(
     for i in trange(len(sigmas) - 1, disable=disable):
         predict = partial(model, x, sigmas[i] * s_in, **extra_args)
         denoised = predict() if accelerator is None else accelerator.x0(i, predict)
+        if run is not None:
+            run.draw(i, x)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
-        x = run.step(i, x, denoised) if run else ode_euler(x, denoised, sigmas[i], sigmas[i + 1])
+        x = run.step(i, x, denoised) if run is not None else ode_euler(x, denoised, sigmas[i], sigmas[i + 1])
     return x
-
-
-def as_numbers(sigmas: Tensor | Sequence[float]) -> list[float]:
-    """The sigmas as floats, from a device in one transfer."""
-    return sigmas.tolist() if isinstance(sigmas, Tensor) else [float(sigma) for sigma in sigmas]
-
-
-def checked_sigmas(sigmas: Tensor | Sequence[float], what: str = "CNS") -> list[float]:
-    """The sigmas as numbers in [0, 1]; a first sigma that only rounding puts above 1 becomes 1.
-
-    >>> checked_sigmas(torch.tensor([1.0, 0.5, 0.0]))
-    [1.0, 0.5, 0.0]
-
-    Args:
-        what: needs them, for the error.
-
-    Raises:
-        ValueError: the sigmas do not fall, or they leave the range from 0 to 1.
-    """
-    values = as_numbers(sigmas)
-    falling = all(after <= before for before, after in pairwise(values))
-    if not (falling and values[-1] >= 0.0 and 0.0 < values[0] <= 1.0 + SIGMA_ROUNDING):
-        raise ValueError(
-            f"the {len(values)} sigmas go from {values[0]:.7g} to {values[-1]:.7g}; {what} needs flow-matching sigmas "
-            "that fall from at most 1, above 0, to at least 0. "
-            f"Use a flow-matching model and its own scheduler, or turn {what} off."
-        )
-    return [min(value, 1.0) for value in values]
 
 
 def power_table(params: CNSParams, progress: ProgressMatrix, sigmas: Sequence[float], count: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .sigmas import log_snr
 from .spectrum import color_noise
 
 HISTORY = 2  # predictions of earlier steps that a solver may look at
@@ -110,15 +111,6 @@ def sde_3m(x: Tensor, denoised: Tensor, step: Step) -> Tensor:
 def _tau(sigma: float) -> float:
     """log((1-σ)/σ + 0.003): `log_snr`, but finite at σ = 1."""
     return math.log((1.0 - sigma) / sigma + LOG_SNR_FLOOR)
-
-
-def log_snr(sigma: float) -> float:
-    """λ = log((1-σ)/σ), half the log signal-to-noise ratio, for 0 < σ < 1.
-
-    >>> log_snr(0.5)
-    0.0
-    """
-    return math.log1p(-sigma) - math.log(sigma)
 
 
 class Solver(NamedTuple):

@@ -156,6 +156,24 @@ def test_energy_scale_of_the_sde_solvers(solver):
     assert not torch.allclose(out[0], out[1])
 
 
+def test_noise_is_drawn_before_a_callback_can_wait_for_the_device(monkeypatch):
+    """A preview reads x0 and so waits for the model; the CPU's draw must not come after it."""
+    events, draw = [], NoiseStreams.draw
+
+    def recorded(self, *args):
+        events.append("draw")
+        return draw(self, *args)
+
+    def watched(*args, **kwargs):
+        events.append("model")
+        return model(*args, **kwargs)
+
+    monkeypatch.setattr(NoiseStreams, "draw", recorded)
+    options = {"params": CNSParams(), "patch_size": 2, "seed": 11, "disable": True}
+    sample_cns(watched, noise(), SIGMAS[[0, 4, 8]], callback=lambda _: events.append("callback"), **options)
+    assert events == ["model", "draw", "callback", "model", "callback"]  # the last step, to 0, injects nothing
+
+
 def test_the_default_dtype_of_torch_changes_nothing():
     x, expected = noise(), run()
     torch.set_default_dtype(torch.float64)
