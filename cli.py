@@ -15,7 +15,10 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 1 on an error that a sentence explains, 130 on Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):  # a pipe on Windows takes no γ, and none takes a name that is no Unicode
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # Windows pipes cannot encode γ, and no pipe can encode a name that is not Unicode
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:

@@ -70,7 +70,8 @@ def _lora(args: argparse.Namespace) -> None:
             problems.append(str(error))
         else:
             print(report)
-            problems += [report.problem] * bool(report.problem)
+            if report.problem:
+                problems.append(report.problem)
     if problems:
         raise ValueError("\n".join(problems))
 
@@ -94,10 +95,8 @@ def _run(args: argparse.Namespace, request: dict[str, Any], pictures: list[str])
         elif cns.enable_cns:
             _say(f"{GAMMA_FILE} has no effect, since cns_gamma_source is {cns.gamma_source!r}.")
     if shaping and not cns.enable_cns:
-        _say(
-            f"{SWITCH} is off, so {', '.join(shaping)} {'has' if len(shaping) == 1 else 'have'} no effect; "
-            "turn it on with --enable-cns."
-        )
+        verb = "has" if len(shaping) == 1 else "have"
+        _say(f"{SWITCH} is off, so {', '.join(shaping)} {verb} no effect; turn it on with --enable-cns.")
     output_files(args.output, run.num_images, output_format)
     _, (width, height) = check_inputs(run, pictures, progress)
     rows, columns = latent_size(width, height)
@@ -128,7 +127,9 @@ def _output_format(args: argparse.Namespace) -> str:
     suffix = Path(args.output).suffix.lower().lstrip(".")
     by_name = {"jpg": "jpeg"}.get(suffix, suffix)
     if by_name not in FORMATS:
-        raise ValueError(f"the ending of {args.output} is no format; allowed are .png, .jpg, .jpeg and .webp.")
+        raise ValueError(
+            f"the ending of {args.output} is not a picture format; allowed are .png, .jpg, .jpeg and .webp."
+        )
     if args.output_format not in (None, by_name):
         raise ValueError(
             f"--output-format is {args.output_format}, but {args.output} ends in .{suffix}; give one of the two, "

@@ -1,6 +1,6 @@
 """Check the types of the package with mypy.
 
-mypy takes a package's name from its folder. A clone may be called anything, and "klein-cns" is no name of a module, so
+mypy takes a package's name from its folder. A clone may be called anything, and "klein-cns" is no valid module name, so
 mypy reads a copy that carries the name of the installed package.
 """
 

@@ -85,8 +85,8 @@ def main() -> None:
         h, w = latent_size(width, height)
         row = shipped_progress().at(0.5, 32)
         gain = spectral_gain(CNSParams(), row, -0.2, 2 * h, 2 * w).to(device)
-        packed = torch.cat([half := spectral_gain(CNSParams(), row, -0.2, h, w), half[:, 1 : (w + 1) // 2].flip(1)], 1)
-        packed = packed.to(device)
+        half = spectral_gain(CNSParams(), row, -0.2, h, w)
+        packed = torch.cat([half, half[:, 1 : (w + 1) // 2].flip(1)], 1).to(device)
         for batch in BATCHES:
             shape = (batch, CHANNELS, h, w)
             streams = NoiseStreams(0, range(batch))

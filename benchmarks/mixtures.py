@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -119,14 +120,14 @@ class Target:
     """What a model would have learnt: everything, and one class of it.
 
     ``guidance`` w makes the denoiser ``everything + w·(class - everything)``; at 1 the class alone is guided to, and
-    None asks for everything. ``error`` is added to every prediction.
+    None asks for everything. ``error`` is the relative size of the `smooth_error` in every prediction.
     """
 
     name: str
     everything: Mixture
     known: Mixture  # the class
     guidance: float | None = None
-    error: Denoiser | None = None
+    error: float = 0.0
 
     def denoised(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """x0 [B, 3, 16, 16] predicted for x of that shape; sigma [B] or a number, above 0, at most 1."""
@@ -136,13 +137,13 @@ class Target:
             x0 = self.everything.denoised(x, sigma)
             if self.guidance is not None:
                 x0 = x0 + self.guidance * (self.known.denoised(x, sigma) - x0)
-        return x0 if self.error is None else x0 + self.error(x, sigma)
+        return x0 + smooth_error(self.error)(x, sigma) if self.error else x0
 
     def guided(self, guidance: float | None) -> Target:
         return replace(self, guidance=guidance)
 
     def erring(self, size: float) -> Target:
-        return replace(self, name=f"{self.name}, erring", error=smooth_error(size))
+        return replace(self, error=size)
 
 
 def targets() -> dict[str, Target]:
@@ -260,11 +261,12 @@ def field_target(name: str, data: Tensor, generator: torch.Generator) -> Target:
     return Target(name, everything, Mixture(one, mean[None], basis[None], variances[None] / 2, torch.zeros(1)))
 
 
+@lru_cache(maxsize=4)
 def smooth_error(size: float, waves: int = 64) -> Denoiser:
     """A fixed smooth error of x0, as a network of that relative error in its velocity makes.
 
-    The velocity ε - x0 has an rms of √2; its error ``√2·size·U·sin(A·x/rms + φ + 4σ)``, with random A, U and φ, has an
-    rms of ``size`` times that, and x0 = x - σ·v one that is σ times as large.
+    The velocity ε - x0 has an rms of √2. So has ``2·U·sin(A·x/rms(σ) + φ + 4σ)``, with random A, U and φ and rms(σ)
+    that of x. ``size`` times that is the error of the velocity, and of x0 = x - σ·v it is σ times as large.
     """
     generator = torch.Generator().manual_seed(1)
     inward = torch.randn(SIZE, waves, generator=generator) / math.sqrt(SIZE)
@@ -274,8 +276,7 @@ def smooth_error(size: float, waves: int = 64) -> Denoiser:
     def error(x: Tensor, sigma: Tensor | float) -> Tensor:
         s = torch.as_tensor(sigma, dtype=x.dtype).reshape(-1, 1)
         unit = x.reshape(len(x), -1) / (s**2 + (1 - s) ** 2).sqrt()
-        wave = torch.sin(unit @ inward.to(x) + phase.to(x) + 4 * s) @ outward.to(x)  # rms √½
-        return (2 * size * s * wave).view_as(x)
+        return (2 * size * s * (torch.sin(unit @ inward.to(x) + phase.to(x) + 4 * s) @ outward.to(x))).view_as(x)
 
     return error
 

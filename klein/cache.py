@@ -13,12 +13,13 @@ from torch import Tensor
 class TensorCache:
     """The values asked for last, by key; a value is a tensor, or tensors in lists, tuples and dicts of any depth.
 
-    What is kept is a copy on the CPU, and what is handed out again a copy of that, so that nobody can change what is
-    kept. ``cache.get(("prompt", text), lambda: encode(text), device)``.
+    The cache keeps a copy on the CPU and hands out a copy of that, so that nobody can change what it keeps::
+
+        cache.get(("prompt", text), lambda: encode(text), device)
 
     Args:
-        max_bytes: of all tensors together; the values that were asked for longest ago go first, and a value that alone
-            is larger is not kept.
+        max_bytes: bounds all tensors together; the values that were asked for longest ago go first, and a value that
+            alone is larger is not kept.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -27,7 +28,13 @@ class TensorCache:
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], Any], device: torch.device) -> Any:
-        """The value under ``key``, on ``device``; made, and kept, where there is none."""
+        """The value under a key.
+
+        Args:
+            key: names the value.
+            make: makes the value where there is none; it is then kept.
+            device: takes the tensors.
+        """
         if key in self._kept:
             self._kept.move_to_end(key)
             return _copied(self._kept[key], device)

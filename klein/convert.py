@@ -12,13 +12,15 @@ from ..weights.layout import ADA_LAYER_NORM, BLOCKS, Row, names_in, rows, swap_h
 
 
 def diffusers_to_bfl(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """BFL's weights of those of a ``Flux2Transformer2DModel``.
+    """Weights of a ``Flux2Transformer2DModel`` in BFL's layout::
+
+        bfl = diffusers_to_bfl(pipe.transformer.state_dict())
 
     Args:
-        state: unquantised weights of any dtype, on any device. Tensors that need no change are not copied.
+        state: holds unquantised weights of any dtype, on any device. Tensors that need no change are not copied.
 
     Raises:
-        ValueError: keys that are missing or unknown, quantisation scales among them.
+        ValueError: keys are missing or unknown, quantisation scales among them.
     """
     table = _rows_of(state, "diffusers")
     _check_keys(state, names_in(table, "diffusers"), "diffusers")
@@ -26,15 +28,16 @@ def diffusers_to_bfl(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def bfl_to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a ``Flux2Transformer2DModel`` of those in BFL layout; the inverse of `diffusers_to_bfl`.
+    """Weights in BFL's layout as a ``Flux2Transformer2DModel`` takes them; the inverse of `diffusers_to_bfl`::
+
+        transformer.load_state_dict(bfl_to_diffusers(load_file("klein.safetensors")))
 
     Args:
-        state: unquantised weights of any dtype, on any device, without a prefix. Nothing but the final norm is
+        state: holds unquantised weights of any dtype, on any device, without a prefix. Nothing but the final norm is
             copied: q, k and v are views of one tensor.
 
     Raises:
-        ValueError: keys that are missing or unknown, quantisation scales among them; rows that do not
-            divide into q, k and v.
+        ValueError: keys are missing or unknown, quantisation scales among them, or rows do not divide into q, k and v.
     """
     table = _rows_of(state, "bfl")
     _check_keys(state, names_in(table, "bfl"), "BFL")
@@ -47,7 +50,8 @@ def bfl_to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _count_blocks(names: Iterable[str], block: str) -> int:
     pattern = re.compile(re.escape(block) + r"\.(\d{1,3})\.")
-    return max((int(found[1]) + 1 for name in names if (found := pattern.match(name))), default=0)
+    matches = filter(None, map(pattern.match, names))
+    return max((int(match[1]) + 1 for match in matches), default=0)
 
 
 def _rows_of(names: Collection[str], layout: str) -> list[Row]:

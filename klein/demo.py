@@ -13,6 +13,10 @@ STEPS = 28
 def run(folder: Path, seed: int) -> None:
     """Edit a photograph with the tiny klein, without and with CNS, and plot γ and β² per step and band.
 
+    Args:
+        folder: takes the pictures and the plot; it is made where it is missing.
+        seed: starts the noise, 0 to 2^64 - 1.
+
     Raises:
         ValueError: the photograph or the plotting library is not installed.
     """
@@ -48,7 +52,13 @@ def run(folder: Path, seed: int) -> None:
 
 
 def plot_spectrum(path: Path, sigmas: np.ndarray, size: tuple[int, int]) -> None:
-    """γ and β² per step and band at the endpoint's defaults and at the authors' guided preset."""
+    """Plot γ and β² per step and band at the endpoint's defaults and at the authors' guided preset.
+
+    Args:
+        path: names the picture to write.
+        sigmas: [steps + 1], fall from 1 to 0.
+        size: gives (h, w) of the latent.
+    """
     from matplotlib import pyplot as plt
 
     from ..sampler import CNSParams, shipped_progress

@@ -20,8 +20,13 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 def initial_noise(seed: int, batch_index: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """ComfyUI's noise for that seed (``comfy.sample.prepare_noise``): image i is the i-th draw of one CPU stream.
 
+    >>> initial_noise(7, [0, 1], (128, 4, 4)).shape
+    torch.Size([2, 128, 4, 4])
+
     Args:
-        shape: of one image, [C, h, w].
+        seed: starts the stream, 0 to 2^64 - 1.
+        batch_index: says which draw each image takes.
+        shape: gives the size of one image, [C, h, w].
 
     Returns:
         float32 [B, C, h, w].
@@ -41,17 +46,23 @@ def guided_velocity(
     guidance_scale: float,
     accelerator: Accelerator | None = None,
 ) -> Velocity:
-    """``(latents [B, C, h, w], timestep) -> velocity [B, C, h, w]``, both in float32.
+    """The model as a function that `denoise` calls.
 
-    In the operations of ``Flux2KleinPipeline``, so that both give the same bits; guidance by the usual formula
-    at any scale.
+    It takes the operations of ``Flux2KleinPipeline``, so that both give the same bits. Guidance follows the usual
+    formula at any scale.
 
     Args:
-        pipe: a ``Flux2KleinPipeline``.
-        size: (h, w) of the latents.
-        negative: None where guidance_scale is 1.
-        references: normalised latents [1, C, h, w] of each picture, of any sizes.
+        pipe: a ``Flux2KleinPipeline`` whose transformer is called.
+        batch: counts the images, B.
+        size: gives (h, w) of the latents.
+        positive: embeds the prompt, as `encode_prompt` does.
+        negative: embeds the negative prompt; None where guidance_scale is 1.
+        references: hold the normalised latents [1, C, h, w] of each picture, of any sizes.
+        guidance_scale: weighs the prompt against the negative one.
         accelerator: gives the unconditional velocity where it is not computed; give `denoise` the same.
+
+    Returns:
+        ``(latents [B, C, h, w], timestep) -> velocity [B, C, h, w]``, both in float32.
     """
     transformer, device = pipe.transformer, pipe._execution_device
     ids = pipe._prepare_latent_ids(torch.empty(batch, 1, *size, device="cpu")).to(device)
@@ -99,10 +110,18 @@ def denoise(
     show_progress: bool = False,
     accelerator: Accelerator | None = None,
 ) -> Tensor:
-    """Run a diffusers scheduler to its end; ``callback`` gets ``{"x", "i", "sigma", "denoised"}`` before each step.
+    """Run a diffusers scheduler to its end.
 
     Args:
-        accelerator: decides at which steps the model is called; where None, at each.
+        scheduler: a diffusers scheduler whose sigmas are set.
+        velocity: predicts ε - x0, as `guided_velocity` makes it.
+        latents: [B, C, h, w] hold the noise at the first sigma.
+        callback: takes ``{"x", "i", "sigma", "denoised"}`` before each step.
+        show_progress: draws a progress bar on stderr.
+        accelerator: decides at which steps the model is called; None calls it at each.
+
+    Returns:
+        the latents at the last sigma, [B, C, h, w].
     """
     for i, timestep in enumerate(tqdm(scheduler.timesteps, disable=not show_progress)):
         sigma = scheduler.sigmas[i]

@@ -28,7 +28,7 @@ LESS_MEMORY = (
 def load_components(
     model: str, torch_dtype: torch.dtype | None, device: str | torch.device | None, cpu_offload: bool
 ) -> Flux2KleinPipeline:
-    """The components on their device; see `KleinPipeline.from_pretrained`."""
+    """The components on their device; arguments and errors are those of `KleinPipeline.from_pretrained`."""
     device = _usable_device(device) if device is not None else default_device()
     if torch_dtype is None:
         torch_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -50,10 +50,13 @@ def load_components(
 
 
 def check_components(transformer: dict[str, Any], text_encoder: dict[str, Any], vae: dict[str, Any]) -> None:
-    """Refuse components that cannot work together, from their diffusers configs alone.
+    """Refuse components that cannot work together.
+
+    Args:
+        transformer, text_encoder, vae: hold the config of each, as diffusers and transformers write it.
 
     Raises:
-        ValueError: a transformer that is not a klein, a text encoder of another width, a foreign VAE.
+        ValueError: the transformer is not a klein, the text encoder has another width, or the VAE is not FLUX.2's.
     """
     hidden = transformer["num_attention_heads"] * transformer["attention_head_dim"]
     context, width = transformer["joint_attention_dim"], text_encoder["hidden_size"]
@@ -142,4 +145,4 @@ def _read_json(folder: Path, path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         name = path.relative_to(folder)
-        raise ValueError(f"{folder} has no readable {name}, so it is no whole diffusers folder; {HELP}.") from error
+        raise ValueError(f"{folder} has no readable {name}, so it is not a whole diffusers folder; {HELP}.") from error

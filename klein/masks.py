@@ -12,8 +12,12 @@ FEATHER = 8  # pixels over which the edit fades in, inside the mask
 
 
 def fit_to_output(picture: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Picture [B, C, H, W] and mask [B, 1, H, W] at the size that ``auto`` makes of the picture: only one with a side
-    over 2048 is scaled."""
+    """A picture and its mask at the size that ``auto`` makes of the picture; only a side over 2048 is scaled.
+
+    Args:
+        picture: [B, C, H, W], holds values in [0, 1].
+        mask: [B, 1, H, W], is 1 where the picture may change.
+    """
     height, width = picture.shape[-2:]
     wide, high = output_size(AUTO, (width, height))
     if (wide, high) == (width, height):
@@ -23,8 +27,14 @@ def fit_to_output(picture: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_latent_mask(mask: Tensor) -> Tensor:
-    """[B, 1, h, w] of a mask [B, 1, H, W] whose sides are multiples of 16: a latent cell may change wherever the mask
-    touches it. Interpolation would miss thin strokes."""
+    """A mask of latent cells: a cell may change where the mask touches it. Interpolation would miss thin strokes.
+
+    Args:
+        mask: [B, 1, H, W], is 1 where the picture may change; both sides are multiples of 16.
+
+    Returns:
+        [B, 1, H / 16, W / 16].
+    """
     return F.max_pool2d(mask, STRIDE)
 
 
@@ -34,13 +44,15 @@ def blend_inside(edited: Tensor, original: Tensor, mask: Tensor) -> Tensor:
     The seam lies inside the mask: there the edit fades in over `FEATHER` pixels. A mask thinner than that keeps
     its full weight.
 
+    Usage: ``blend_inside(edited, original, mask)``.
+
     Args:
-        edited: [B, C, H, W].
-        original: [1, C, H, W].
-        mask: [1, 1, H, W] in [0, 1].
+        edited: [B, C, H, W], shows inside the mask.
+        original: [1, C, H, W], shows outside it.
+        mask: [1, 1, H, W], weighs the edit, in [0, 1].
 
     Raises:
-        ValueError: sizes that differ.
+        ValueError: the sizes differ.
     """
     sizes = [f"{part.shape[-1]}x{part.shape[-2]}" for part in (edited, original, mask)]
     if len(set(sizes)) > 1:

@@ -22,13 +22,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_advice(lower: str) -> Iterator[None]:
-    """Say what to lower when memory runs out inside; every other error passes.
+    """Say what to lower when memory runs out inside; every other error passes::
+
+        with memory_advice("lower image_size (1024x1024)"):
+            ...
 
     Args:
-        lower: the end of the sentence, ``lower image_size (1024x1024)``.
+        lower: ends the sentence of the error.
 
     Raises:
-        torch.cuda.OutOfMemoryError: whatever the device, since hosts free their models on it.
+        torch.cuda.OutOfMemoryError: memory ran out on any device; hosts free their models on this error.
     """
     try:
         yield

@@ -34,20 +34,28 @@ if TYPE_CHECKING:
     from diffusers import Flux2KleinPipeline
 
 PATCH_SIZE = 2
-# Reported beside the request in `KleinResult.parameters`; they describe a run, and are no part of a request.
+# Reported beside the request in `KleinResult.parameters`; they describe a run and do not belong to a request.
 REPORTED = ("images", "model", "torch_dtype", "device", "batch_index")
 
 
 def check_inputs(
     request: KleinRequest, images: Sequence[str | Path | Image.Image], progress: ProgressMatrix | None
 ) -> tuple[list[Tensor], tuple[int, int]]:
-    """Everything about the inputs that can be refused before a model is loaded.
+    """Check all of the inputs that can be checked before a model is loaded.
+
+    >>> check_inputs(KleinRequest("a red coat", image_size="square"), [], None)
+    ([], (512, 512))
+
+    Args:
+        request: says what to make.
+        images: at most four files, ``data:`` URIs or PIL pictures.
+        progress: γ to use in place of the shipped matrix.
 
     Returns:
         the pictures as pixels, and the (width, height) to make.
 
     Raises:
-        ValueError: too many pictures, an unreadable one, no size, or no source for γ.
+        ValueError: there are too many pictures, one is unreadable, or there is no size or no source for γ.
     """
     if isinstance(images, (bytes, Mapping)) or not isinstance(images, Sequence):
         raise ValueError(f"images is a {type(images).__name__}; give a list of pictures.")
@@ -69,11 +77,15 @@ class KleinPipeline:
 
     Without CNS the latents are those of ``Flux2KleinPipeline``, bit for bit in float32. Unlike it: any
     negative prompt, guidance of 1 and below by the usual formula, prompts of any length, sizes that need not
-    be multiples of 16, latents and timesteps in float32 whatever the model's dtype.
+    be multiples of 16, latents and timesteps in float32 whatever the model's dtype. A call takes the fields of a
+    `KleinRequest` by name::
+
+        pipe = KleinPipeline.from_pretrained("black-forest-labs/FLUX.2-klein-base-9B")
+        pipe("make the coat red", ["photo.png"], seed=7).save("edited.png")
 
     Args:
-        pipe: the components; its scheduler is not run, klein's schedules take its place.
-        model: what to call it in the parameters.
+        pipe: holds the components; klein's schedules take the place of its scheduler.
+        model: names the model in the parameters of a result.
     """
 
     def __init__(self, pipe: Flux2KleinPipeline, model: str = "") -> None:
@@ -95,18 +107,19 @@ class KleinPipeline:
         """Load a diffusers folder, a Hub id, or ``tiny``.
 
         Args:
-            torch_dtype: bfloat16 on an accelerator and float32 on the CPU, where None.
-            device: the accelerator if there is one, else the CPU, where None.
-            cpu_offload: keep each component in main memory while it is not in use.
+            model: names a diffusers folder or a Hub id; ``tiny`` makes random weights.
+            torch_dtype: holds the weights; None takes bfloat16 on an accelerator and float32 on the CPU.
+            device: runs the model; None takes the accelerator if there is one, else the CPU.
+            cpu_offload: keeps each component in main memory while it is not in use.
 
         Raises:
-            ValueError: a model that is missing, no klein, or made of parts that do not fit.
+            ValueError: the model is missing, is no klein, or is made of parts that do not fit.
         """
         pipe = load_components(model, torch_dtype, device, cpu_offload)
         return cls(pipe, model if model.count("/") == 1 and not Path(model).exists() else Path(model).name)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a diffusers folder that `from_pretrained` reads.
+        """Write a diffusers folder that `from_pretrained` reads: ``pipe.save_pretrained("klein")``.
 
         Raises:
             ValueError: LoRAs are loaded, which would be written into the weights.
@@ -119,10 +132,12 @@ class KleinPipeline:
     def set_loras(self, loras: Sequence[Any]) -> None:
         """Replace the LoRAs: at most three of ``PATH:SCALE``, (path, scale) or ``{"path", "scale"}``.
 
-        A path is a .safetensors file or a peft folder, in any format that `lora` reads.
+        A path is a .safetensors file or a peft folder, in any format that `lora` reads::
+
+            pipe.set_loras(["style.safetensors:0.8"])
 
         Raises:
-            ValueError: too many, a missing file, or one that does not apply exactly.
+            ValueError: there are too many, a file is missing, or one does not apply exactly.
         """
         from ..lora.peft_host import set_loras
 
@@ -175,15 +190,22 @@ class KleinPipeline:
     ) -> KleinResult:
         """Make pictures from a prompt, or edit up to four pictures by it.
 
+        Usage: ``pipe.run(KleinRequest("make the coat red", seed=7), ["photo.png"]).save("edited.png")``.
+
         Args:
-            images: the pictures, in the order that the prompt counts them.
-            progress: γ instead of the shipped matrix.
-            batch_index: draw the noise of these positions of a batch; 0 to num_images - 1 where None.
-            callback: called with ``{"x", "i", "sigma", "denoised"}`` before each step, latents [B, 128, h, w].
-            show_progress: a progress bar on stderr.
+            request: says what to make.
+            images: at most four files, ``data:`` URIs or PIL pictures, in the order that the prompt counts them.
+            progress: γ to use; None takes the shipped unguided matrix, or the pictures' own where the request says so.
+            batch_index: says which noise of a batch each picture draws; None counts from 0 to num_images - 1.
+            callback: takes ``{"x", "i", "sigma", "denoised"}`` before each step, with latents [B, 128, h, w].
+            show_progress: draws a progress bar on stderr.
+
+        Returns:
+            the pictures, their latents, and the parameters that made them.
 
         Raises:
-            ValueError: a bad value, picture or combination; the message names it and what to do.
+            ValueError: a value, a picture or a combination is not allowed; the message names it and what to do.
+            torch.cuda.OutOfMemoryError: memory ran out; the message says what to lower.
         """
         images = [images] if isinstance(images, (str, Path, Image.Image)) else images
         pictures, (width, height) = check_inputs(request, images, progress)

@@ -14,11 +14,12 @@ MIN_TOKENS = 512
 def encode_prompt(pipe: Any, prompt: str) -> tuple[Tensor, Tensor]:
     """Embeddings [1, L, 3 x text width] and position ids [1, L, 4] of a prompt, a negative one as well.
 
-    Padded to 512 tokens and never cut: diffusers alone would drop what is longer, the assistant's turn with
+    They are padded to 512 tokens and never cut. diffusers would cut a longer prompt and drop the assistant's turn with
     it; ComfyUI keeps it whole.
 
     Args:
-        pipe: a ``Flux2KleinPipeline``.
+        pipe: a ``Flux2KleinPipeline`` whose text encoder is called.
+        prompt: any text, the empty one too.
     """
     text = pipe.tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=False

@@ -23,11 +23,15 @@ DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 def load_picture(source: str | Path | Image.Image) -> Image.Image:
     """A picture as upright RGB: EXIF rotation applied, transparency laid on white, 16-bit gray scaled to 8.
 
+    >>> load_picture(Image.new("L", (8, 4))).mode
+    'RGB'
+
     Args:
         source: a file, a ``data:`` URI, or a PIL image.
 
     Raises:
-        ValueError: a missing, empty or unreadable file, a web address, a pixel type that is no picture.
+        ValueError: the file is missing, empty or unreadable, the source is a web address, or its pixel type is not a
+            picture's.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, "picture")
@@ -54,12 +58,20 @@ def load_picture(source: str | Path | Image.Image) -> Image.Image:
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """float32 [1, 3, H, W] in [0, 1]."""
+    """A picture as float32 [1, 3, H, W] in [0, 1].
+
+    >>> to_pixels(Image.new("RGB", (8, 4), "white")).shape
+    torch.Size([1, 3, 4, 8])
+    """
     return torch.from_numpy(np.array(image, dtype=np.float32) / 255.0).permute(2, 0, 1)[None]
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """[3, H, W] in [0, 1] as an 8-bit picture."""
+    """[3, H, W] in [0, 1] as an 8-bit picture.
+
+    >>> to_image(torch.ones(3, 4, 8)).size
+    (8, 4)
+    """
     array = pixels.detach().float().clamp(0, 1).mul(255).round().byte()
     return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
 
@@ -70,8 +82,12 @@ def prepare_reference(pixels: Tensor, megapixels: float) -> Tensor:
     Shrinks, never grows, and keeps the aspect; then repeats the right and bottom edge, so that every pixel
     stays where it was.
 
+    >>> prepare_reference(torch.zeros(1, 3, 2048, 2048), 1.0).shape
+    torch.Size([1, 3, 1024, 1024])
+
     Args:
-        pixels: [1, 3, H, W] in [0, 1].
+        pixels: [1, 3, H, W], holds the picture in [0, 1].
+        megapixels: bounds height x width, in units of 1024 x 1024.
     """
     height, width = pixels.shape[-2:]
     scale = math.sqrt(megapixels * MEGAPIXEL / (height * width))
@@ -83,7 +99,11 @@ def prepare_reference(pixels: Tensor, megapixels: float) -> Tensor:
 
 
 def pad_edges(pixels: Tensor) -> Tensor:
-    """[B, C, H, W] with its right and bottom edge repeated, up to multiples of 16."""
+    """[B, C, H, W] with its right and bottom edge repeated, up to multiples of 16.
+
+    >>> pad_edges(torch.zeros(1, 3, 20, 16)).shape
+    torch.Size([1, 3, 32, 16])
+    """
     height, width = pixels.shape[-2:]
     return F.pad(pixels, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
 

@@ -19,6 +19,9 @@ from .words import is_unicode
 class KleinRequest:
     """One run of `KleinPipeline`, without pictures and LoRAs. Names are the endpoint's.
 
+    >>> KleinRequest("a red coat", seed=7, image_size="512x512").image_size
+    (512, 512)
+
     Raises:
         ValueError: a value of the wrong type or out of range; the message names it and what is allowed.
     """
@@ -60,7 +63,7 @@ class KleinRequest:
             if not isinstance(text, str):
                 raise ValueError(f"{name} is {text!r}; it must be text.")
             if not is_unicode(text):
-                raise ValueError(f"{name} holds half of a character, or bytes that are not UTF-8; type it anew.")
+                raise ValueError(f"{name} holds half of a character, or bytes that are not UTF-8; type it again.")
         if not isinstance(self.cns, CNSParams):
             raise ValueError(f"cns is {self.cns!r}; give CNSParams(...), or CNSParams.from_endpoint(request).")
         object.__setattr__(self, "image_size", parse_image_size(self.image_size))
@@ -80,7 +83,11 @@ class KleinRequest:
         return cls(cns=cns, **own)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field under its public name, as ``klein-cns --params`` reads it."""
+        """Every field under its public name, as ``klein-cns --params`` reads it.
+
+        >>> KleinRequest("a red coat", seed=7).to_dict()["seed"]
+        7
+        """
         request = {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name != "cns"}
         if isinstance(self.image_size, tuple):
             request["image_size"] = {"width": self.image_size[0], "height": self.image_size[1]}

@@ -20,7 +20,7 @@ FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 @dataclass(frozen=True)
 class KleinResult:
-    """What a run made, and from what."""
+    """What a run made, and from what: ``pipe("a red coat").images[0].show()``."""
 
     pixels: Tensor  # float32 [B, 3, H, W] in [0, 1], on the CPU
     latents: Tensor  # float32 [B, 128, h, w], normalised as ComfyUI's LATENT, on the CPU
@@ -34,14 +34,23 @@ class KleinResult:
         return [to_image(pixels) for pixels in self.pixels]
 
     def save(self, path: str | Path, output_format: str = "png") -> list[Path]:
-        """Write each picture (``name-1``, ``name-2`` ... where there are several); a PNG carries the parameters.
+        """Write each picture (``name-1``, ``name-2`` ... where there are several); a PNG carries the parameters::
+
+            files = result.save("edited.png")
+
+        Args:
+            path: names the file, or for several pictures the files before their numbers.
+            output_format: ``png``, ``jpeg`` or ``webp``; the ending of the name changes nothing.
+
+        Returns:
+            the files, in the order of the pictures.
 
         Raises:
-            ValueError: a format other than png, jpeg and webp.
+            ValueError: the format is not allowed, or a file cannot be written.
         """
         paths = output_files(path, len(self.pixels), output_format)
         info = PngInfo()
-        info.add_itxt(PARAMETERS_KEY, json.dumps(self.parameters))  # ASCII, since a file's name may be no Unicode
+        info.add_itxt(PARAMETERS_KEY, json.dumps(self.parameters))  # ASCII, since a file's name may not be Unicode
         options: dict[str, Any] = {"pnginfo": info} if output_format == "png" else {"quality": 95}
         for image, file in zip(self.images, paths, strict=True):
             image.save(_partial(file), FORMATS[output_format], **options)
@@ -52,10 +61,15 @@ class KleinResult:
 def output_files(path: str | Path, count: int, output_format: str = "png") -> list[Path]:
     """The files for ``count`` pictures, each tried out: ``name``, or where there are several ``name-1``, ``name-2`` ...
 
-    Nothing about them can fail after this but a disk that fills; their folder is made.
+    After this only a full disk can make writing them fail; their folder is made.
+
+    Args:
+        path: names the file, or for several pictures the files before their numbers.
+        count: counts the pictures, from 1.
+        output_format: ``png``, ``jpeg`` or ``webp``.
 
     Raises:
-        ValueError: a format that is unknown, or that Pillow lacks; a name that is a folder's or cannot be written.
+        ValueError: the format is unknown or Pillow lacks it, or a name is a folder's or cannot be written.
     """
     if output_format not in FORMATS:
         raise ValueError(f"output_format is {output_format!r}; allowed are {', '.join(FORMATS)}.")
@@ -86,5 +100,5 @@ def _try_out(file: Path) -> None:
 
 
 def _partial(file: Path) -> Path:
-    """What is written first, so that an interrupt keeps the file that was there."""
+    """The file that is written first, so that an interrupt keeps the old one."""
     return file.with_name(f"{file.name}.part")

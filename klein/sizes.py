@@ -16,8 +16,11 @@ STRIDE = 16  # pixels of one latent position: 8 of the VAE, 2 of the patches
 def parse_image_size(value: Any) -> str | tuple[int, int]:
     """A preset's name, ``auto`` (or None), or (width, height) from a pair, ``{"width", "height"}`` or ``"1024x768"``.
 
+    >>> parse_image_size("1024x768")
+    (1024, 768)
+
     Raises:
-        ValueError: anything else, or a side outside 64 to 2048.
+        ValueError: the value is anything else, or a side is outside 64 to 2048.
     """
     if value is None or value == AUTO:
         return AUTO
@@ -44,8 +47,15 @@ def output_size(image_size: str | tuple[int, int], first_picture: tuple[int, int
 
     A picture with a side over 2048 is scaled down to fit; without a picture ``auto`` is landscape_4_3.
 
+    >>> output_size("auto", (4096, 2048))
+    (2048, 1024)
+
+    Args:
+        image_size: a preset's name, ``auto`` or (width, height), from `parse_image_size`.
+        first_picture: (width, height) in pixels; None where there is no picture.
+
     Raises:
-        ValueError: ``auto`` and a first picture with a side that would be under 64.
+        ValueError: the size is ``auto``, and a side of the result would be under 64.
     """
     if isinstance(image_size, tuple):
         return image_size
@@ -64,5 +74,9 @@ def output_size(image_size: str | tuple[int, int], first_picture: tuple[int, int
 
 
 def latent_size(width: int, height: int) -> tuple[int, int]:
-    """(height, width) of the smallest latent that covers a picture."""
+    """(height, width) of the smallest latent that covers a picture of so many pixels.
+
+    >>> latent_size(1024, 760)
+    (48, 64)
+    """
     return -(-height // STRIDE), -(-width // STRIDE)

@@ -25,10 +25,10 @@ def tiny(seed: int = 0) -> Flux2KleinPipeline:
 
     2 double and 3 single blocks of width 128, a 28-layer Qwen3 of width 32, FLUX.2's VAE at width 32, a
     byte-level tokenizer with klein's chat template. Saves as a diffusers folder whose safetensors metadata
-    says ``klein_cns: tiny``. Does not touch the global generators.
+    says ``klein_cns: tiny``. Does not touch the global generators: ``tiny().save_pretrained("klein")``.
 
     Args:
-        seed: of the weights.
+        seed: starts the weights, 0 to 2^64 - 1.
     """
     from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
     from transformers import Qwen3Config, Qwen3ForCausalLM

@@ -14,7 +14,7 @@ from .names import FLUX_1, MAX_KEY, NO_BIAS, OTHER_KINDS, TEXT_ENCODER, Key, Mod
 from .read import LoraFile, is_finite
 from .report import LoraError, Report, printable, span, training, trigger_words
 
-NOT_FOR_TEXT = "a text encoder's weight; a klein LoRA changes the transformer alone"
+NOT_FOR_TEXT = "a text encoder's weight; a klein LoRA changes only the transformer"
 LAYOUTS = {"bfl": "BFL names", "diffusers": "diffusers names"}
 UNKNOWN = "unknown"
 FLUX_1_NAME = "FLUX.1"
@@ -48,14 +48,17 @@ class Lora:
 
 
 def canonical(file: LoraFile, target: Architecture) -> Lora:
-    """The updates of ``target``'s weights that a file means, exactly.
+    """The updates of ``target``'s weights that a file means, exactly::
 
-    A file that cannot be used becomes a report with a ``problem``; nothing is raised. Left out, and reported, is only
-    what klein does not have (a text encoder in the LoRA's reach, biases, unknown modules) or a kind of LoRA that is
-    not supported.
+        canonical(read_lora(find_weights("style.safetensors")), KLEIN_9B).report.applied
 
-    >>> canonical(read_lora(path), KLEIN_9B).report.applied
-    112
+    A file that cannot be used becomes a report with a ``problem``; nothing is raised. The report also lists what is
+    left out: what klein does not have (a text encoder in the LoRA's reach, biases, unknown modules), and kinds of LoRA
+    that are not supported.
+
+    Args:
+        file: holds the tensors, the metadata and the config.
+        target: says which modules the model has, and their shapes.
     """
     known = roles()
     keys = {name: parse(name, known) for name in file.keys}
@@ -93,7 +96,7 @@ def canonical(file: LoraFile, target: Architecture) -> Lora:
 
 
 def _sorted_keys(file: LoraFile, keys: Mapping[str, Key | None]) -> tuple[list[Factors], LeftOut, LeftOut]:
-    """What a file holds for each module of FLUX.2; what is none; and what belongs to a text encoder."""
+    """What a file holds for each module of FLUX.2, what belongs to no module, and what belongs to a text encoder."""
     found: dict[str, Factors] = {}
     left_out: LeftOut = {}
     text: LeftOut = {}
@@ -129,7 +132,7 @@ def _owner(key: str, names: Collection[str]) -> str | None:
 def _check_adapters(label: str, adapters: Collection[str]) -> None:
     if len(adapters) > 1:
         names = ", ".join(sorted(map(printable, adapters))[:5])
-        raise LoraError(f"LoRA {label} holds several adapters ({names}); save the one that you want alone.")
+        raise LoraError(f"LoRA {label} holds several adapters ({names}); save the one that you want by itself.")
 
 
 def _unusable(factors: Factors) -> LeftOut:
@@ -237,7 +240,7 @@ def _check_once(label: str, found: Iterable[Factors]) -> None:
 
 
 def _check_whole_attention(label: str, modules: Iterable[Module]) -> None:
-    """Of q, k and v apart, every block must change the same ones: a trainer chooses them for all blocks alike."""
+    """Where q, k and v are separate, every block must change the same ones: a trainer chooses them for all blocks."""
     found: dict[str, dict[str, set[int]]] = {"img_attn": defaultdict(set), "txt_attn": defaultdict(set)}
     for module in modules:
         if module.parts > 1:

@@ -34,7 +34,12 @@ Patterns = tuple[tuple[str, float], ...]
 
 
 class AdapterConfig(NamedTuple):
-    """``peft_type``: LORA, LOKR or LOHA; empty where there is no config. ``alpha``: None where none is given."""
+    """What a config says of the size of a change.
+
+    Attributes:
+        peft_type: LORA, LOKR or LOHA; empty where there is no config.
+        alpha: scales the change, divided by the rank; None where no alpha is given.
+    """
 
     peft_type: str = ""
     rank: int | None = None
@@ -45,7 +50,7 @@ class AdapterConfig(NamedTuple):
     dora: bool = False
 
     def alpha_of(self, module: str) -> float | None:
-        """The alpha of a module by its full name."""
+        """The alpha of a module by its full name; None where the config gives none."""
         return _matched(self.alpha_pattern, module, self.alpha)
 
     def rank_of(self, module: str) -> float | None:
@@ -57,7 +62,7 @@ def read_config(path: Path, label: str) -> AdapterConfig:
     """The config in an adapter_config.json.
 
     Raises:
-        LoraError: no JSON object, values of a wrong kind, or a kind of adapter that is no LoRA, LoKr or LoHa.
+        LoraError: it is not a JSON object, a value has a wrong type, or the adapter is not a LoRA, LoKr or LoHa.
     """
     try:
         if path.stat().st_size > MAX_CONFIG:
@@ -70,18 +75,29 @@ def read_config(path: Path, label: str) -> AdapterConfig:
 
 
 def config_of_metadata(label: str, metadata: Mapping[str, str]) -> AdapterConfig:
-    """The config in a file's metadata: as diffusers writes it, or under peft's own names."""
+    """The config in a file's metadata: as diffusers writes it, or under peft's own names.
+
+    >>> config_of_metadata("a.safetensors", {"peft_type": "LORA", "r": "16"}).peft_type
+    'LORA'
+
+    Args:
+        label: names the file in an error.
+        metadata: holds the texts of a safetensors header.
+
+    Raises:
+        LoraError: as `read_config`.
+    """
     try:
         if METADATA_KEY in metadata:
             stored = json.loads(metadata[METADATA_KEY])
             if not isinstance(stored, dict):
-                raise LoraError(f"LoRA {label}: its metadata {METADATA_KEY} is no table; download it again.")
+                raise LoraError(f"LoRA {label}: its metadata {METADATA_KEY} is not a table; download it again.")
             return _config(label, {key.removeprefix("transformer."): value for key, value in stored.items()})
         found = {name: _plain(name, metadata[name].strip()) for name in FIELDS if name in metadata}
     except LoraError:
         raise
     except (ValueError, RecursionError) as error:
-        raise LoraError(f"LoRA {label}: its metadata {METADATA_KEY} is no JSON; download it again.") from error
+        raise LoraError(f"LoRA {label}: its metadata {METADATA_KEY} is not JSON; download it again.") from error
     return _config(label, found) if found else AdapterConfig()
 
 
@@ -146,7 +162,7 @@ def _patterns(label: str, name: str, stored: Mapping[str, Any]) -> Patterns:
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not _is_usable(number):
             raise LoraError(f"LoRA {label}: {name} has {str(number)[:100]!r}; it must be a finite number.")
         if not _is_safe(pattern):
-            raise LoraError(f"LoRA {label}: {name} {pattern[:100]!r} is no simple pattern of module names.")
+            raise LoraError(f"LoRA {label}: {name} {pattern[:100]!r} is not a simple pattern of module names.")
     return tuple((pattern, float(number)) for pattern, number in stored.items())
 
 

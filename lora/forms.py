@@ -40,13 +40,13 @@ LARGEST = sys.float_info.max
 
 
 class Factors:
-    """What a file holds for one module of FLUX.2, by role. A form takes its factors out, so that what is left shows.
+    """The tensors of one module of FLUX.2, by role. A form takes its factors out; the rest then shows as left over.
 
     Attributes:
-        name: the module as the file calls it.
-        tensors: one of each role.
-        strays: what follows that name in keys of no known kind.
-        alpha: once `update` was called, the alpha that scales the change; None where none does.
+        name: names the module as the file does.
+        tensors: hold one tensor of each role.
+        strays: hold what follows that name in keys of no known kind.
+        alpha: scales the change, once `update` was called; None where nothing scales it.
     """
 
     def __init__(self, label: str, name: str, module: Module, config: AdapterConfig) -> None:
@@ -82,8 +82,8 @@ class Factors:
         """The update that the factors mean, as the module's own layout has it.
 
         Raises:
-            LoraError: factors that are missing, given twice, not understood, or do not fit each other; an alpha that is
-                used and no finite number.
+            LoraError: factors are missing, given twice, not understood, or do not fit each other; or an alpha that is
+                used and is not a finite number.
         """
         self._left = {role: tensor for role, tensor in self.tensors.items() if role not in UNSUPPORTED}
         self._check()
@@ -117,7 +117,7 @@ class Factors:
         """A tensor as a matrix; trailing axes of length 1, as of a 1x1 convolution, are dropped."""
         tensor = self.take(role)
         if tensor.ndim < 2 or any(length != 1 for length in tensor.shape[2:]) or 0 in tensor.shape:
-            raise self.error(f"holds {role} of {{}} in the shape {list(tensor.shape)}, which is no matrix")
+            raise self.error(f"holds {role} of {{}} in the shape {list(tensor.shape)}, which is not a matrix")
         return tensor.flatten(1) if tensor.ndim > 2 else tensor
 
     def take_pair(self, left: str, right: str) -> tuple[Tensor, Tensor]:
@@ -128,15 +128,15 @@ class Factors:
         return a, b
 
     def scale(self, rank: float | None) -> float:
-        """What scales the product: ``alpha / rank``, 1 without alpha, times a trained scalar.
+        """The factor of the product: ``alpha / rank``, 1 without alpha, times a trained scalar.
 
         Args:
-            rank: what alpha is divided by; None where the form does not use alpha.
+            rank: divides alpha; None where the form does not use alpha.
         """
         scale = 1.0
         if rank is not None and self._given_alpha is not None:
             if self._given_alpha == math.inf:
-                raise self.error("has as alpha of {} no finite number")
+                raise self.error("has no finite number as alpha of {}")
             self.alpha = self._given_alpha
             scale = self.alpha / rank
         return scale * self._number("scalar") if self.has("scalar") else scale
@@ -146,7 +146,12 @@ class Factors:
         return self.config.rank_of(self.module.name)
 
     def error(self, fault: str, remedy: str = "download or convert it again") -> LoraError:
-        """An error whose sentence is ``fault``; ``{}`` in it becomes the module's name."""
+        """An error about this module.
+
+        Args:
+            fault: completes the sentence "LoRA FILE ..."; ``{}`` in it becomes the module's name.
+            remedy: says what to do.
+        """
         return LoraError(f"LoRA {self.label} {fault.replace('{}', self.name)}; {remedy}.")
 
     def _check(self) -> None:
@@ -180,8 +185,9 @@ class Factors:
         LyCORIS their dimension, and float16 holds neither.
         """
         stored = self._left.pop(role)
-        if stored.numel() != 1 or not -LARGEST <= (number := float(stored)) <= most:
-            raise self.error(f"has as {role} of {{}} no finite number")
+        number = float(stored) if stored.numel() == 1 else math.nan
+        if not -LARGEST <= number <= most:
+            raise self.error(f"has no finite number as {role} of {{}}")
         return number
 
     def _magnitude(self, stored: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -209,7 +215,7 @@ class Form(ABC):
         """The form that a module's factors make.
 
         Raises:
-            LoraError: they are not whole.
+            LoraError: factors are missing or do not fit each other.
         """
 
     @property
@@ -219,7 +225,7 @@ class Form(ABC):
 
     @property
     def rank(self) -> int | None:
-        """What alpha is divided by; None where there is no rank."""
+        """The number that divides alpha; None where the form has no rank."""
         return None
 
     @abstractmethod
@@ -231,7 +237,7 @@ class Form(ABC):
         return F.linear(x, self.delta().to(x.dtype))
 
     def take_rows(self, rows: slice) -> Form:
-        """The change of these rows alone."""
+        """The same form with only these rows of the change."""
         return Full(self.delta()[rows])
 
     def swap_halves(self) -> Form:
@@ -239,7 +245,7 @@ class Form(ABC):
         return Full(swap_halves(self.delta()))
 
     def fields(self) -> tuple[Any, ...]:
-        """What the form is made of, in the order in which its class takes it."""
+        """The values of the form, in the order in which its class takes them."""
         return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Form:
@@ -316,7 +322,10 @@ class LoKr(Form):
         )
         rank: float | None = cls(w1, w2, 1.0).rank
         if factors.config.peft_type == "LOKR":
-            rank = rank or factors.configured_rank() or 1
+            if not rank:
+                rank = factors.configured_rank()
+            if not rank:
+                rank = 1
         return cls(w1, w2, factors.scale(rank))
 
     @property
@@ -325,7 +334,7 @@ class LoKr(Form):
 
     @property
     def rank(self) -> int | None:
-        """Of what is decomposed; None where nothing is."""
+        """The rank of a decomposed factor; None where none is decomposed."""
         return next((factor[1].shape[0] for factor in (self.w2, self.w1) if len(factor) == 2), None)
 
     def delta(self) -> Tensor:
@@ -375,7 +384,10 @@ class LoHa(Form):
         return self.scale * (self.w1_a.float() @ self.w1_b.float()) * (self.w2_a.float() @ self.w2_b.float())
 
     def apply(self, x: Tensor) -> Tensor:
-        """As a low-rank product of rank² (the Khatri-Rao products of the factors), where that is lower."""
+        """The change times activations, as a low-rank product of rank² where that is cheaper.
+
+        Its factors are the Khatri-Rao products of the form's own.
+        """
         if self.rank**2 >= min(self.shape):
             return F.linear(x, self.delta().to(x.dtype))
         down = (self.w1_b[:, None] * self.w2_b[None]).flatten(0, 1)
@@ -438,7 +450,11 @@ def roles() -> dict[str, str]:
 
 
 def form_named(name: str) -> type[Form]:
-    """The form of this name."""
+    """The form of this name.
+
+    >>> form_named("LoRA").__name__
+    'LowRank'
+    """
     return {form.NAME: form for form in FORMS}[name]
 
 
@@ -446,10 +462,10 @@ class Update(NamedTuple):
     """One change of one weight.
 
     Attributes:
-        weight: BFL's name, ``double_blocks.0.img_attn.qkv.weight``.
-        rows: (start, length) where only these rows change; None where all do.
-        form: the change.
-        magnitude: of a DoRA, [rows, 1], or [1, columns] of one that scales columns; None where it is none.
+        weight: names the weight as BFL does, ``double_blocks.0.img_attn.qkv.weight``.
+        rows: (start, length) bound the rows that change; None where all change.
+        form: makes the change.
+        magnitude: [rows, 1] scales the rows of a DoRA, or [1, columns] its columns; None where it is not a DoRA.
     """
 
     weight: str
@@ -467,16 +483,16 @@ class Update(NamedTuple):
         return weight if self.rows is None else weight.narrow(0, *self.rows)
 
     def change(self, strength: float, weight: Tensor) -> Tensor:
-        """What is added to the rows that change; float32.
+        """The values to add to the rows that change, float32::
+
+            update.within(weight).add_(update.change(0.8, weight))
 
         For a DoRA it is ``m · V / ‖V‖ - W`` with ``V = W + strength · delta`` and the norm of each row (as peft
         defines it) or column; strength 0 changes nothing (peft would still scale W by ``m / ‖W‖``).
 
-        >>> update.within(weight).add_(update.change(0.8, weight))
-
         Args:
-            strength: of the LoRA; 1 is as trained.
-            weight: the base weight, without the change of any LoRA. A DoRA alone reads it.
+            strength: scales the change; 1 is as trained.
+            weight: holds the base weight, without the change of any LoRA. Only a DoRA reads it.
         """
         if strength == 0:
             return torch.zeros(self.form.shape, device=weight.device)

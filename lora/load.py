@@ -33,7 +33,7 @@ _kept: list[tuple[weakref.ref[Any], Lora]] = []  # each with the model that it i
 
 
 class LoraSpec(NamedTuple):
-    """One LoRA that a user asks for; the endpoint's ``{"path", "scale"}``."""
+    """One LoRA that a user asks for; the endpoint's ``{"path", "scale"}``: ``LoraSpec("style.safetensors", 0.8)``."""
 
     path: str
     scale: float = 1.0
@@ -42,11 +42,13 @@ class LoraSpec(NamedTuple):
 def parse_loras(loras: Iterable[Any]) -> list[LoraSpec]:
     """At most three LoRAs from ``PATH``, ``PATH:SCALE``, (path, scale) or the endpoint's mapping.
 
-    >>> parse_loras(["style.safetensors:0.8"])
-    [LoraSpec(path='style.safetensors', scale=0.8)]
+    >>> parse_loras([])
+    []
+
+    Usage: ``parse_loras(["style.safetensors:0.8"])`` gives ``[LoraSpec(path='style.safetensors', scale=0.8)]``.
 
     Raises:
-        LoraError: more than three, a scale that is no finite number, no file or peft folder there.
+        LoraError: there are more than three, a scale is not a finite number, or a file or peft folder does not exist.
     """
     if isinstance(loras, (str, bytes, Mapping)) or not isinstance(loras, Iterable):
         raise LoraError(f"loras is {loras!r}; give a list of PATH:SCALE or of objects with path and scale.")
@@ -59,12 +61,16 @@ def parse_loras(loras: Iterable[Any]) -> list[LoraSpec]:
 
 
 def examine_lora(path: str | Path, target: Architecture = KLEIN_9B) -> Lora:
-    """What a file, or peft folder, is and means for a model; also of one that cannot be used.
+    """Tell what a file or peft folder is and means for a model, also where it cannot be used.
 
-    >>> print(examine_lora("style.safetensors").report)
+    Usage: ``print(examine_lora("style.safetensors").report)``.
+
+    Args:
+        path: names a .safetensors file, or a peft or diffusers folder.
+        target: says for which model.
 
     Raises:
-        LoraError: nothing there, or a file that cannot be read.
+        LoraError: there is no such file, or it cannot be read.
     """
     file = find_weights(path)
     before = stamp(file)
@@ -81,11 +87,14 @@ def examine_lora(path: str | Path, target: Architecture = KLEIN_9B) -> Lora:
 def load_lora(path: str | Path, target: Architecture) -> Lora:
     """The updates of a file, and its report.
 
-    >>> load_lora("style.safetensors", KLEIN_9B).updates[0].weight
-    'double_blocks.0.img_attn.proj.weight'
+    Usage: ``load_lora("style.safetensors", KLEIN_9B).updates``.
+
+    Args:
+        path: names a .safetensors file, or a peft or diffusers folder.
+        target: says for which model.
 
     Raises:
-        LoraError: also where it was made for another base, does not fit, or is damaged.
+        LoraError: there is no such file, or it is damaged, was made for another base, or does not fit.
     """
     lora = examine_lora(path, target)
     if lora.report.problem:
@@ -96,11 +105,12 @@ def load_lora(path: str | Path, target: Architecture) -> Lora:
 def load_loras(paths: Sequence[str | Path], target: Architecture, model: Any) -> list[Lora]:
     """The LoRAs of a stack; the last of them are kept until the model is gone.
 
-    >>> load_loras(["style.safetensors", "face.safetensors"], KLEIN_9B, pipe.transformer)
+    Usage: ``load_loras(["style.safetensors", "face.safetensors"], KLEIN_9B, pipe.transformer)``.
 
     Args:
-        target: the architecture of the model.
-        model: the module whose weights they change; clones that share it count as one.
+        paths: name the files or folders, in the order of the stack.
+        target: says which architecture the model has.
+        model: is the module whose weights they change; clones that share it count as one.
 
     Raises:
         LoraError: as `load_lora`.
@@ -116,10 +126,7 @@ def load_loras(paths: Sequence[str | Path], target: Architecture, model: Any) ->
 
 
 def let_go(model: Any) -> None:
-    """Keep no LoRA for a model any longer. Those that are on it stay in memory with it.
-
-    >>> let_go(pipe.transformer)
-    """
+    """Drop the LoRAs kept for a model: ``let_go(pipe.transformer)``. Those on the model stay in memory with it."""
     _let_go(weakref.ref(model))
 
 
@@ -162,7 +169,7 @@ def _split(text: str) -> tuple[str, float]:
     except ValueError as error:
         if DRIVE.fullmatch(path):
             return text, 1.0
-        raise LoraError(f"LoRA {text}: {scale!r} after the colon is no number; write PATH:SCALE.") from error
+        raise LoraError(f"LoRA {text}: {scale!r} after the colon is not a number; write PATH:SCALE.") from error
 
 
 def _is_finite(scale: numbers.Real) -> bool:

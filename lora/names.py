@@ -80,10 +80,10 @@ class Key(NamedTuple):
     """A key taken apart.
 
     Attributes:
-        module: the module as the file calls it.
-        role: what the tensor is in the module's change; one of a form's, of `UNSUPPORTED`, or `UP_BIAS`.
-        adapter: the adapter's name, which peft keeps in some files; None where there is none.
-        split: which part of a factor that is stored in several; None where it is stored whole.
+        module: names the module as the file does.
+        role: says what the tensor is in the module's change; one of a form's, of `UNSUPPORTED`, or `UP_BIAS`.
+        adapter: names the adapter, which peft keeps in some files; None where the key has no such name.
+        split: counts the parts of a factor that is stored in several; None where it is stored whole.
     """
 
     module: str
@@ -96,11 +96,11 @@ class Module(NamedTuple):
     """A module of FLUX.2, found by one of its names.
 
     Attributes:
-        weight: BFL's name of its weight.
-        part, parts: which of the equal row slices of that weight it is; parts is 3 for q, k and v apart, else 1.
-        layout: ``bfl`` or ``diffusers``, the one that names it so.
-        name: its full name in that layout.
-        prefix: what stood before that name in the file.
+        weight: names its weight as BFL does.
+        part, parts: count the equal row slices of that weight; parts is 3 for q, k and v apart, else 1.
+        layout: ``bfl`` or ``diffusers``, whichever names it so.
+        name: is its full name in that layout.
+        prefix: stood before that name in the file.
     """
 
     weight: str
@@ -112,13 +112,14 @@ class Module(NamedTuple):
 
 
 def parse(key: str, roles: Mapping[str, str]) -> Key | None:
-    """Take a key apart; None where it is no parameter of a known kind of LoRA.
+    """Take a key apart; None where it does not belong to a known kind of LoRA.
 
     >>> parse("unet.proj_out.lora_A.weight", {"lora_A": "down"})
     Key(module='unet.proj_out', role='down', adapter=None, split=None)
 
     Args:
-        roles: the role of each spelling, as `forms.roles` lists them.
+        key: a tensor's name in a file.
+        roles: give the role of each spelling, as `forms.roles` lists them.
     """
     for module, spelling, adapter, kind in _readings(key):
         role = roles.get(spelling) or (spelling if spelling in UNSUPPORTED else None)
@@ -146,13 +147,13 @@ def _readings(key: str) -> Iterator[tuple[str, str, str | None, str | None]]:
 
 
 def locate(name: str) -> Module | None:
-    """Find a module, whatever wraps its name; None where FLUX.2 has no such module.
+    """Find a module by its name with any prefix; None where FLUX.2 has no such module.
 
     >>> locate("lora_unet_single_blocks_3_linear2").weight
     'single_blocks.3.linear2.weight'
 
-    It is the longest tail that names a module, after a dot or an underscore; after a dot alone where the name has
-    dots and no block, for the last of its words may then be part of one name.
+    The longest tail that names a module counts. It begins after a dot or an underscore; a name with dots but without a
+    block splits at dots only, since its last words may belong to one name.
     """
     flat, joints = name.replace(".", "_"), "." if "." in name and "blocks" not in name else "._"
     starts = (0, *(i + 1 for i, letter in enumerate(name) if letter in joints))

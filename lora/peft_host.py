@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..weights.architecture import Architecture, architecture
+from ..weights.architecture import Architecture, from_sizes
 from ..weights.layout import ADA_LAYER_NORM, Row, rows, swap_halves
 from .forms import Form, Full, LoHa, LoKr, LowRank, Update
 from .load import LoraSpec, let_go, load_loras
@@ -31,14 +31,20 @@ Placed = tuple[int, float, Update]  # position in the stack, strength, and an up
 def set_loras(pipe: Any, specs: Sequence[LoraSpec]) -> list[Report]:
     """Replace the LoRAs of a ``Flux2KleinPipeline`` by these, exactly.
 
-    Low-rank updates become peft adapters; a DoRA too where it is alone on its weight, for in a stack peft's DoRA
+    Low-rank updates become peft adapters, and so does a DoRA that is alone on its weight: in a stack, peft's DoRA
     scales what the others add. The rest is merged, in float32, and taken back with the next call.
 
-    >>> set_loras(pipe, [LoraSpec("style.safetensors", 0.8)])[0].how
-    '39 of 39 weights as peft adapters'
+    Usage: ``set_loras(pipe, [LoraSpec("style.safetensors", 0.8)])[0].how``.
+
+    Args:
+        pipe: a ``Flux2KleinPipeline`` whose transformer takes the LoRAs.
+        specs: give the path and the scale of each; an empty list takes every LoRA off.
+
+    Returns:
+        a report for each.
 
     Raises:
-        LoraError: a file that cannot be read, or would not apply exactly; no LoRA stays loaded then.
+        LoraError: a file cannot be read, or would not apply exactly; no LoRA stays loaded then.
     """
     if not specs:
         remove_loras(pipe)
@@ -73,23 +79,16 @@ def set_loras(pipe: Any, specs: Sequence[LoraSpec]) -> list[Report]:
 
 
 def remove_loras(pipe: Any) -> None:
-    """Take every LoRA off again; merged weights get their own bits back.
-
-    >>> remove_loras(pipe)
-    """
+    """Take every LoRA off again: ``remove_loras(pipe)``. Merged weights get their own bits back."""
     let_go(pipe.transformer)
     _take_off(pipe)
 
 
 def architecture_of(transformer: Any) -> Architecture:
-    """The architecture of a ``Flux2Transformer2DModel``.
-
-    >>> architecture_of(pipe.transformer).name
-    'FLUX.2 [klein] 9B'
-    """
+    """The architecture of a ``Flux2Transformer2DModel``: ``architecture_of(pipe.transformer).name``."""
     config = transformer.config
     hidden = config.num_attention_heads * config.attention_head_dim
-    return architecture(hidden, config.joint_attention_dim, config.num_layers, config.num_single_layers)
+    return from_sizes(hidden, config.joint_attention_dim, config.num_layers, config.num_single_layers)
 
 
 def _take_off(pipe: Any) -> None:
@@ -132,7 +131,7 @@ def _diffusers_updates(row: Row, update: Update, target: Architecture) -> list[t
 
 
 def _as_full(transformer: Any, row: Row, update: Update, strength: float) -> Update:
-    """What a DoRA of columns does at a strength, where its norms see q, k and v together that lie apart here."""
+    """The change of a DoRA of columns at a strength: its norms see q, k and v together, which are separate here."""
     weight = torch.cat([transformer.get_parameter(name).data.float() for name in row.diffusers])
     return update._replace(form=Full(update.to(weight.device).change(strength, weight)), magnitude=None)
 

@@ -37,15 +37,15 @@ ADAPTER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors"
 
 
 class LoraFile(NamedTuple):
-    """What lies on disk.
+    """A LoRA as it lies on disk.
 
     Attributes:
-        label: what errors and reports call it.
-        keys: every key of the file.
-        tensors: those of FLUX.2's modules.
-        metadata: of the safetensors file.
-        config: peft's, of the metadata or of the adapter_config.json beside it.
-        note: what the reader left aside, in words.
+        label: names the file in errors and reports.
+        keys: list every key of the file.
+        tensors: hold those of FLUX.2's modules.
+        metadata: holds the texts of the safetensors header.
+        config: holds peft's config, of the metadata or of the adapter_config.json beside the file.
+        note: says in words what the reader left aside.
     """
 
     label: str
@@ -57,7 +57,11 @@ class LoraFile(NamedTuple):
 
 
 def label_of(path: str | Path) -> str:
-    """What errors and reports call a LoRA: its name; with its folder's where the name says nothing."""
+    """The name of a LoRA in errors and reports, with its folder's where the file's own says nothing.
+
+    >>> label_of("face/adapter_model.safetensors")
+    'face/adapter_model.safetensors'
+    """
     path = Path(path)
     return f"{path.parent.name}/{path.name}" if path.name in ADAPTER_FILES else path.name or str(path)
 
@@ -65,11 +69,10 @@ def label_of(path: str | Path) -> str:
 def find_weights(path: str | Path) -> Path:
     """The .safetensors file of a LoRA: the file itself, or the one in a peft or diffusers folder.
 
-    >>> find_weights("my_adapter")
-    PosixPath('my_adapter/adapter_model.safetensors')
+    Usage: ``find_weights("my_adapter")`` gives ``Path("my_adapter/adapter_model.safetensors")``.
 
     Raises:
-        LoraError: nothing there, another kind of file, or a folder without one clear file.
+        LoraError: there is no such path, it is another kind of file, or the folder holds not exactly one such file.
     """
     path = Path(path)
     label = label_of(path)
@@ -82,7 +85,7 @@ def find_weights(path: str | Path) -> Path:
     if not exists:
         raise LoraError(f"LoRA {label} does not exist; give the path of a .safetensors file, or of a peft folder.")
     if not _is_weights(path):
-        raise LoraError(f"LoRA {label} is no .safetensors file; convert it, other formats can run code.")
+        raise LoraError(f"LoRA {label} is not a .safetensors file; convert it, other formats can run code.")
     return path
 
 
@@ -100,29 +103,27 @@ def _is_weights(path: Path) -> bool:
 
 
 def stamp(file: Path) -> tuple[object, ...]:
-    """What changes when a file or the config beside it does: path, size and time of each, and whose the config is.
+    """A value that changes with a file or the config beside it: path, size and time of each, and whose the config is.
 
-    >>> stamp(find_weights("style.safetensors")) == before
+    Usage: ``stamp(find_weights("style.safetensors")) == before``.
     """
     beside = file.with_name(CONFIG_FILE)
-    stamps = [
-        (os.fspath(one.absolute()), status.st_size, status.st_mtime_ns)
-        for one in (file, beside)
-        if one.is_file() and (status := one.stat())
-    ]
+    stamps = []
+    for one in (file, beside):
+        if one.is_file():
+            status = one.stat()
+            stamps.append((os.fspath(one.absolute()), status.st_size, status.st_mtime_ns))
     return (*stamps, len(stamps) == 2 and _owns_config(file))
 
 
 def read_lora(file: Path) -> LoraFile:
-    """Read the file that `find_weights` found.
-
-    >>> read_lora(find_weights("style.safetensors")).keys
+    """Read the file that `find_weights` found: ``read_lora(find_weights("style.safetensors")).keys``.
 
     Tensors are copied into memory. A map of the file would lock it on Windows, and reading a map of a file that was
     truncated meanwhile ends the process.
 
     Raises:
-        LoraError: a file or config that is damaged, hostile, or holds what no LoRA does.
+        LoraError: the file or its config is damaged or hostile, or holds what no LoRA does.
     """
     label = label_of(file)
     try:

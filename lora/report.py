@@ -1,4 +1,4 @@
-"""What is said about a LoRA: the report of what it is and how much of it applies, and the error."""
+"""The report of what a LoRA is and how much of it applies, and the error of this package."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class LoraError(ValueError):
 class Report:
     """One LoRA, for a node, the API and the command line.
 
-    >>> print(load_lora("style.safetensors", KLEIN_9B).report)
+    Usage: ``print(load_lora("style.safetensors", KLEIN_9B).report)``.
 
     Attributes:
-        file: its name; with its folder's where its own says nothing.
-        format: the forms and the names in the file, in words.
-        base: the model that it was made for, or ``unknown``.
-        rank, alpha: in words (``32``, ``8 to 64``, ``none``).
-        applied, total: modules.
-        left_out: (module or key, why) of what does not apply.
-        trigger_words, training: what the trainer wrote into the metadata.
-        note: what the reader left aside.
-        problem: why the file cannot be used; empty where it can.
-        strength, how: with which strength and by which way it was put on a model; None and empty before.
+        file: names the file, with its folder's name where its own says nothing.
+        format: says in words which forms and names the file holds.
+        base: names the model that it was made for, or is ``unknown``.
+        rank, alpha: give the range in words (``32``, ``8 to 64``, ``none``).
+        applied, total: count modules.
+        left_out: holds (module or key, why) for everything that does not apply.
+        trigger_words, training: hold what the trainer wrote into the metadata.
+        note: says what the reader left aside.
+        problem: says why the file cannot be used; empty where it can.
+        strength, how: say with which strength and in which way it was put on a model; None and empty before.
     """
 
     file: str
@@ -81,25 +81,29 @@ class Report:
 
 
 def trigger_words(metadata: Mapping[str, str]) -> str:
-    """The trigger words that a trainer wrote down; empty where there are none."""
+    """The trigger words that a trainer wrote into the metadata of a file; empty where there are none."""
     return next((printable(metadata[name]) for name in TRIGGER_KEYS if metadata.get(name)), "")
 
 
 def training(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What else the metadata says, each value cut short."""
+    """The other settings of the training in the metadata, each value cut short."""
     rest = [(name, value) for name, value in sorted(metadata.items()) if name not in TRIGGER_KEYS and name != "format"]
     shown = {printable(name): printable(value) for name, value in rest[:MAX_LISTED]}
     return {**shown, "more metadata": f"{len(rest) - MAX_LISTED} entries"} if len(rest) > MAX_LISTED else shown
 
 
 def printable(text: str, most: int = MAX_TEXT) -> str:
-    """One line of visible characters, cut short."""
+    """A text as one line of visible characters, cut to ``most`` characters."""
     plain = "".join(letter if letter.isprintable() else " " for letter in text[:most])
     return f"{plain}..." if len(text) > most else plain
 
 
 def span(numbers: Iterable[float]) -> str:
-    """``32``, ``8 to 64`` or ``none``."""
+    """The range of numbers in words: ``32``, ``8 to 64`` or ``none``.
+
+    >>> span([64, 8])
+    '8 to 64'
+    """
     found = sorted(set(numbers))
     if not found:
         return "none"

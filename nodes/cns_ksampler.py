@@ -12,7 +12,7 @@ import torch
 from comfy_api.latest import io
 from comfy_extras.nodes_flux import get_schedule
 
-from ..klein.schedules import SCHEDULES, log_snr_sigmas
+from ..klein.schedules import SCHEDULES
 from ..sampler import CNSParams, ProgressMatrix, reference_progress
 from ..sampler.params import checked_number
 from .acceleration import acceleration_input
@@ -159,7 +159,7 @@ def make_sigmas(model: Any, scheduler: str, steps: int, denoise: float, samples:
     """float32 [steps + 1]; below denoise 1 the last steps + 1 sigmas of a schedule of int(steps / denoise).
 
     Raises:
-        ValueError: denoise that is no number from 0 to 1, or so small that nothing is left to do.
+        ValueError: denoise is not a number from 0 to 1, or it is so small that no step is left.
     """
     if checked_number("denoise", denoise, 0.0, 1.0) == 0:
         return torch.FloatTensor([])
@@ -172,8 +172,8 @@ def make_sigmas(model: Any, scheduler: str, steps: int, denoise: float, samples:
     tokens = samples.shape[-2] * samples.shape[-1]
     if scheduler == "flux2":
         sigmas = get_schedule(total, tokens)  # ComfyUI's own, for its bits
-    elif scheduler == "log_snr":
-        sigmas = torch.from_numpy(log_snr_sigmas(total, tokens))
+    elif scheduler in SCHEDULES:
+        sigmas = torch.from_numpy(SCHEDULES[scheduler](total, tokens))
     else:
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, total).cpu()
     sigmas = sigmas[-(steps + 1) :]

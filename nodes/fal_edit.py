@@ -1,7 +1,7 @@
 """Klein on fal: the same edit on fal's endpoints, submitted once and never lost.
 
 ``execute`` is synchronous on purpose: an asynchronous node shares its event loop with samplers that block it for
-minutes, and another node would take the interrupt that is meant for this one. The remote run has a loop of its own.
+minutes, and another node would take the interrupt that is meant for this one. The remote run has its own event loop.
 """
 
 from __future__ import annotations
@@ -206,16 +206,18 @@ class KleinFalEdit(io.ComfyNode):
             check=comfy.model_management.throw_exception_if_processing_interrupted,
             progress=progress,
         )
-        cost = (
-            f"${collected.cost_usd:.4f}" if collected.cost_usd else "collected an earlier request, nothing is charged"
-        )
+        if collected.cost_usd:
+            cost = f"${collected.cost_usd:.4f}: saved"
+        else:
+            cost = "nothing charged: collected an earlier request, which is saved"
+        saved = f"{cost} in ComfyUI's output folder as {RESULTS}/{collected.files[0].name}"
         return io.NodeOutput(
             [to_pixels(picture).movedim(1, -1) for picture in collected.images],
             values["seed"] if collected.seed is None else collected.seed,
             collected.request_id,
             collected.cost_usd,
             collected.response,
-            ui=said(f"{cost}: {RESULTS}/{collected.files[0].name}", *collected.warnings, *notes),
+            ui=said(saved, *collected.warnings, *notes),
         )
 
 
@@ -237,7 +239,7 @@ def _order(orders: Any, pictures: list[Tensor], lora_stack: Any, values: dict[st
     """The node's inputs as an `Order`."""
     if values.get("solver", ENDPOINT_SOLVER) != ENDPOINT_SOLVER:  # of an API prompt
         raise ValueError(
-            f"solver={values['solver']!r} runs only locally; the endpoint has {ENDPOINT_SOLVER} alone. Leave it out."
+            f"solver={values['solver']!r} runs only locally; the endpoint has only {ENDPOINT_SOLVER}. Leave it out."
         )
     params = CNSParams.from_endpoint(values)
     cns = params if params.enable_cns else CNSParams(enable_cns=False)  # off, their values decide nothing
@@ -279,7 +281,7 @@ def _widget(name: str, advanced: bool | None = None) -> io.Input:
 
 
 def _appended() -> list[io.Input]:
-    """A widget for each field of the endpoint that has no place of its own above; prompts from before it lack it."""
+    """A widget for each field of the endpoint that has no place of its own above; older prompts lack it."""
     found = [_widget(name, advanced=True) for name in SPECS if name not in PLACED]
     for entry in found:
         entry.optional = True

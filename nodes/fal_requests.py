@@ -26,7 +26,7 @@ class KleinFalRequests(io.ComfyNode):
             display_name="Klein fal Requests",
             category=CATEGORY,
             description="Lists what was submitted to fal and not collected, with ids, age and price, and what was "
-            "spent. Reads the journal alone.",
+            "spent. It only reads the journal.",
             search_aliases=["fal", "fal journal", "fal spending", "fal open requests"],
             inputs=[],
             outputs=[io.String.Output(display_name="table", tooltip="The list, as text.")],

@@ -1,4 +1,4 @@
-"""LoRA updates added to the outputs of a ComfyUI MODEL's layers, its weights left alone."""
+"""LoRA updates added to the outputs of a ComfyUI MODEL's layers; its weights stay as they are."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..lora import Form, Full, LoHa, LoKr, LowRank, Update
 from ..lora.forms import form_named
-from ..weights.architecture import Architecture, architecture
+from ..weights.architecture import Architecture, from_sizes
 from .lora_bypass import Bypass, WithStrength, is_quantised
 
 APPLY = ("auto", "merge", "bypass")
@@ -23,7 +23,7 @@ PREFIX = "diffusion_model."
 
 
 class DoraPatch(WeightAdapterBase):
-    """The DoRAs of one weight: each changes it as if it stood alone on the base weight, and the changes add up.
+    """The DoRAs of one weight: each changes the base weight as if it were the only one, and the changes add up.
 
     ``weights``: (form's name, its fields, magnitude, rows, strength) of each, plain tuples that ComfyUI can move.
     """
@@ -68,17 +68,17 @@ def architecture_of(model: Any) -> Architecture:
     'FLUX.2 [klein] 9B'
 
     Raises:
-        ValueError: it is no FLUX.2.
+        ValueError: it is not a FLUX.2.
     """
     shapes = _shapes(model)
     image, text = shapes.get("img_in.weight"), shapes.get("txt_in.weight")
     if not image or not text or "double_stream_modulation_img.lin.weight" not in shapes:
-        raise ValueError("the model is no FLUX.2, so no klein LoRA fits it; connect FLUX.2 [klein] 9B.")
+        raise ValueError("the model is not a FLUX.2, so no klein LoRA fits it; connect FLUX.2 [klein] 9B.")
     doubles, singles = (
         1 + max(int(key.split(".")[1]) for key in shapes if key.startswith(f"{kind}_blocks."))
         for kind in ("double", "single")
     )
-    return architecture(image[0], text[1], doubles, singles)
+    return from_sizes(image[0], text[1], doubles, singles)
 
 
 def apply_updates(
@@ -198,7 +198,7 @@ def _add_doras(model: Any, doras: Mapping[str, Sequence[WithStrength]]) -> None:
 
 
 def _only_adds(patch: tuple[Any, ...]) -> bool:
-    """Whether a patch adds the same to a weight whatever the weight is."""
+    """Whether a patch adds the same change to any weight."""
     _, change, strength_model, _, _ = patch
     if strength_model != 1:
         return False

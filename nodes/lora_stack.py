@@ -113,7 +113,7 @@ def given_stack(stack: Any) -> list[Entry]:
     """The entries of a connected LORA_STACK, of this node or another pack's.
 
     Raises:
-        ValueError: no list of (name, strength_model, strength_clip), or a strength that is no finite number.
+        ValueError: no list of (name, strength_model, strength_clip), or a strength that is not a finite number.
     """
     if stack is None:
         return []

@@ -14,7 +14,7 @@ SAYS: dict[str, Any] = {_AGAIN: True} if _AGAIN in {field.name for field in fiel
 
 
 def show(unique_id: str, text: str) -> None:
-    """Show a line on the node while it runs. It is gone with the page; what must be read later is `said`."""
+    """Show a line on the node while it runs. A reload removes it; `said` keeps a text that must be read later."""
     from server import PromptServer
 
     PromptServer.instance.send_progress_text(text, unique_id)

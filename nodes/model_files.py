@@ -29,7 +29,7 @@ WEIGHT_DTYPES = {  # ComfyUI's UNETLoader
 
 
 def choices(kind: str) -> list[str]:
-    """What a combo offers: the files of ComfyUI's folder, then ``diffusers/<folder>/<kind>``; empty where none is."""
+    """What a combo offers: the files of ComfyUI's folder, then ``diffusers/<folder>/<kind>``; perhaps none."""
     return [*folder_paths.get_filename_list(WANTED[kind].folder), *_diffusers_parts(kind)]
 
 
@@ -141,7 +141,7 @@ def _tiny_clip(state: dict[str, torch.Tensor], embeddings: list[str], options: d
 
 
 def _tiny_vae(state: dict[str, torch.Tensor]) -> Any:
-    """FLUX.2's VAE at width 32; ComfyUI takes its width from a config alone."""
+    """FLUX.2's VAE at width 32; ComfyUI takes its width only from a config."""
     import comfy.diffusers_convert
 
     if "decoder.up_blocks.0.resnets.0.norm1.weight" in state:

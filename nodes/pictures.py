@@ -31,7 +31,7 @@ def split_pictures(images: Mapping[str, Tensor | None]) -> tuple[list[Tensor], l
     The model and fal count pictures without gaps: an empty socket is skipped, and a batch counts each of its pictures.
 
     Args:
-        images: the sockets by their ids, and whatever else an API prompt linked.
+        images: holds the sockets by their ids, and extra inputs from an API prompt.
 
     Raises:
         ValueError: more than four, no picture, or an unknown name.
@@ -80,7 +80,7 @@ def one_mask(mask: Tensor) -> Tensor:
 
 
 def check_latent(name: str, samples: Tensor) -> None:
-    """Refuse what is no latent of FLUX.2.
+    """Refuse anything that is not a FLUX.2 latent.
 
     Raises:
         ValueError: another number of channels.

@@ -48,7 +48,7 @@ class KleinRoute(io.ComfyNode):
     @classmethod
     def check_lazy_status(cls, mode: str, local: Tensor | None = None, remote: Tensor | None = None) -> list[str]:
         if mode == MODES[0] and not (local is None and remote is None):
-            return []  # asked again once a branch has run, perhaps for a price: what changed meanwhile is no matter
+            return []  # asked again after a branch has run and perhaps cost money: a change since then must not matter
         route = _route(mode, cls.hidden)
         say(cls.hidden.unique_id, [route.why])
         return [route.branch]

@@ -1,4 +1,4 @@
-"""What can go wrong at fal, in sentences. A server's own words pass through here, and nothing secret does.
+"""The faults of a remote run, in sentences. A server's own words pass through here, and secrets do not.
 
 RemoteError
     NotAccepted
@@ -32,7 +32,7 @@ RESUBMIT_GONE = (
     f"{RUN_AGAIN} Only if fal.ai/dashboard/requests shows no result either, turn on resubmit_lost: if it is still gone "
     "then, the next run submits it again and is charged again."
 )
-_SUBMIT_ANEW = "fal does not charge for that. Run again later with the same seed; that submits it anew."
+_SUBMIT_ANEW = "fal does not charge for that. Run again later with the same seed; that submits it again."
 MAX_WORDS = 300  # letters of a server's sentence
 MAX_FIELDS = 8  # entries of a 422 that are shown
 
@@ -60,6 +60,7 @@ class NotAccepted(RemoteError):
     """fal certainly did not take the request.
 
     Args:
+        text: tells a user why and what to do.
         retry_after: seconds after which trying again makes sense; None where it does not.
     """
 
@@ -84,6 +85,7 @@ class Failed(RemoteError):
     """The request ended at fal without a result.
 
     Args:
+        text: tells a user why.
         certain: whether one look is enough to believe it.
     """
 
@@ -101,7 +103,7 @@ class Unobtainable(RemoteError):
 
 
 class NoPictures(Unobtainable):
-    """An answer holds no picture, so it is no result."""
+    """An answer holds no picture, so it is not a result."""
 
 
 class TooLarge(RemoteError):
@@ -109,7 +111,7 @@ class TooLarge(RemoteError):
 
 
 class Gone(RemoteError):
-    """A file's server says that there is no such file, or that it may not be read; perhaps for now only."""
+    """A file's server says that there is no such file, or that it may not be read; this may be temporary."""
 
 
 class Interrupted(RemoteError):
@@ -117,10 +119,11 @@ class Interrupted(RemoteError):
 
 
 class Spoiled(RemoteError):
-    """A saved file is no picture.
+    """A saved file is not a picture.
 
     Args:
-        index: of the picture in the request.
+        text: tells a user which file and what is wrong.
+        index: counts the pictures of the request, from 0.
     """
 
     def __init__(self, text: str, index: int) -> None:
@@ -140,7 +143,7 @@ class OverLimit(Exception):
     """A submission would cost more than may be spent.
 
     Args:
-        spent: USD until now.
+        spent: counts the USD until now.
     """
 
     def __init__(self, spent: float) -> None:
@@ -151,14 +154,14 @@ class OverLimit(Exception):
 def explain(status: int, body: Any, kind: str | None, hide: Callable[[str], str]) -> str:
     """One or two sentences for an HTTP fault of the API.
 
-    Args:
-        status: the HTTP status.
-        body: the parsed JSON; None where the answer holds none.
-        kind: fal's ``error_type``.
-        hide: gives a text of the server's without what may not be repeated.
-
     >>> explain(402, None, None, str)
     'the balance of your fal account is exhausted. Top it up at fal.ai/dashboard/billing.'
+
+    Args:
+        status: gives the HTTP status.
+        body: holds the parsed JSON; None where the answer holds no JSON.
+        kind: gives fal's ``error_type``; None where there is none.
+        hide: takes the key and the prompts out of a server's text.
     """
     detail = body.get("detail") if isinstance(body, Mapping) else None
     if status in (401, 403):

@@ -47,8 +47,10 @@ class Spec(NamedTuple):
     """A field of the endpoints.
 
     Args:
-        default: None where there is none.
-        metadata: ``help``, and ``options``, or ``min``, ``max`` and ``step`` (an int for whole numbers), or neither.
+        name: is the endpoint's.
+        default: fills the field where no value is given; None where there is no default.
+        metadata: holds ``help``; where the field has them, ``options``, or ``min``, ``max`` and ``step`` (an int for
+            whole numbers).
     """
 
     name: str

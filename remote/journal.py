@@ -29,7 +29,7 @@ CANCELLING = "cancelling"  # fal was asked to cancel and has not confirmed yet
 COMPLETED = "completed"  # the response is here, its pictures are not
 SAVED = "saved"  # the pictures are files
 CANCELLED, FAILED, REPLACED = "cancelled", "failed", "replaced"
-ENDED = (CANCELLED, FAILED, REPLACED)  # nothing to collect: the next run submits anew
+ENDED = (CANCELLED, FAILED, REPLACED)  # nothing to collect: the next run submits again
 KNOWN = (SUBMITTED, CANCELLING, COMPLETED, SAVED)  # fal gave an id
 UNCHARGED = (CANCELLED, FAILED)
 
@@ -92,10 +92,15 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """The journal in a folder that exists. Each call opens the file anew, whatever became of it in between.
+    """The journal in a folder that exists: ``Journal(folder).find_request(request_id)``.
+
+    Each call opens the file again, so a lost or replaced file is no obstacle.
+
+    Args:
+        folder: holds the journal's file; the file is made where it is missing.
 
     Raises:
-        JournalError: in any call, where the file cannot be read or written.
+        JournalError: any call may find that the file cannot be read or written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -130,11 +135,15 @@ class Journal:
         """A new row: SUBMITTED with an id, else SUBMITTING.
 
         Args:
-            limit: a time, and the USD that may be spent from then on, this submission included.
+            fingerprint: hashes the inputs, as an `Order` has it.
+            endpoint: names fal's endpoint.
+            cost_usd: counts what fal will charge, at most; None where it is unknown.
+            request_id: is fal's; None before fal gave one.
+            limit: gives a time, and the USD that may be spent from then on, this submission included.
 
         Raises:
             Taken: another submission of these inputs is alive.
-            OverLimit: it would be too much.
+            OverLimit: the submission would cost more than the limit allows.
         """
         now = _now()
         state = SUBMITTED if request_id else SUBMITTING
@@ -158,7 +167,7 @@ class Journal:
         return row
 
     def update(self, row: Entry, state: str, **columns: Any) -> Entry:
-        """The row in another state, with other columns changed too. A row that is not there any more comes back."""
+        """Set a row's state and other columns, and return the row. A row that was deleted comes back."""
         row = row._replace(**{**columns, "state": state, "updated": _now()})
         row = row._replace(files=tuple(row.files))
         return self._write(row)
@@ -179,7 +188,7 @@ class Journal:
         if row.state in ENDED or row.state == SAVED:
             self._let_go(row)
         else:
-            with suppress(OSError):  # then the journal alone knows it, as before there were such files
+            with suppress(OSError):  # then only the journal knows it, as before there were such files
                 self._keep(row)
         with self._writing() as database:
             values = {**row._asdict(), "files": json.dumps(row.files)}
@@ -253,7 +262,12 @@ class Journal:
 def saved(folder: Path, fingerprint: str) -> Entry | None:
     """The latest submission of these inputs, if its pictures are files. Reads only, also where nothing can be written.
 
-    None where the journal cannot be read so; `Journal` then says why.
+    Args:
+        folder: holds the journal; it may not exist yet.
+        fingerprint: hashes the inputs, as an `Order` has it.
+
+    Returns:
+        the row; None where there is none, or where the journal cannot be read so. `Journal` then says why.
     """
     try:
         with closing(_read_only(folder / NAME)) as database:
@@ -267,12 +281,15 @@ def saved(folder: Path, fingerprint: str) -> Entry | None:
 
 
 def overview(folder: Path, session: datetime, now: datetime) -> dict[str, Any]:
-    """Requests that were submitted and not collected, and what was spent. Reads the journal only; plain data.
+    """Requests that were submitted and not collected, and what was spent. It only reads the journal.
+
+    >>> overview(Path("no journal here"), datetime.now().astimezone(), datetime.now().astimezone())["open"]
+    []
 
     Args:
-        folder: the journal's; it may not exist yet.
-        session: since when to count as this session.
-        now: with a time zone; the day is that of this zone.
+        folder: holds the journal; it may not exist yet.
+        session: says when this session began.
+        now: gives the time with a zone; the day is that of this zone.
 
     Returns:
         ``open``: a list, newest first, of ``request_id`` (None where fal's answer was lost), ``state``, ``endpoint``,
@@ -281,8 +298,6 @@ def overview(folder: Path, session: datetime, now: datetime) -> dict[str, Any]:
 
     Raises:
         JournalError: it cannot be read.
-
-    >>> overview(folder, started, datetime.now().astimezone())["open"]
     """
     rows: list[Entry] = []
     spent = [0.0, 0.0]
@@ -302,7 +317,11 @@ def overview(folder: Path, session: datetime, now: datetime) -> dict[str, Any]:
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """What `overview` found, for people: the spending, and a line for each open request."""
+    """The result of `overview` for people: the spending, and a line for each open request.
+
+    >>> as_text({"open": [], "session_usd": 0.04, "day_usd": 0.04}).splitlines()[0][:5]
+    'Spent'
+    """
     lines = [
         f"Spent: ${found['session_usd']:.4f} in this session, ${found['day_usd']:.4f} today (submitted, without what "
         "failed or was cancelled)."

@@ -1,4 +1,4 @@
-"""The key: from ``FAL_KEY``, else from a file of its own. Read anew for each run, and never shown."""
+"""The key: from ``FAL_KEY``, else from a file of its own. It is read for each run and never shown."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def read_key(environment: Mapping[str, str], file: Path) -> str:
     if not key:
         raise RemoteError(
             f"there is no fal key. Make one at fal.ai/dashboard/keys and set the environment variable {VARIABLE}, or "
-            f"write it into {file}, readable by you alone (chmod 600)."
+            f"write it into {file}, readable only by you (chmod 600)."
         )
     if not (key.isascii() and key.isprintable() and " " not in key):
-        raise RemoteError(f"{source} holds no fal key: a line of letters, digits, '-' and ':'. Copy it anew.")
+        raise RemoteError(f"{source} holds no fal key: a line of letters, digits, '-' and ':'. Copy it again.")
     return key
 
 
@@ -49,7 +49,7 @@ def _from_file(file: Path) -> str:
 
 
 class Secrets:
-    """What no message may repeat: the key and either half of it in every form that a server can echo, and texts.
+    """Takes out of messages what they must not repeat: the key, either half of it in every form, and texts.
 
     >>> Secrets("id:secret", ["a prompt"]).hide("bad key id%3Asecret for a prompt")
     'bad key ... for ...'

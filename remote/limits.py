@@ -44,10 +44,12 @@ class Waits:
 
 
 async def within(seconds: float, work: Awaitable[Result]) -> Result:
-    """The result of ``work``, if it comes in time. Never swallows a cancellation, as ``wait_for`` did before 3.12.
+    """The result of ``work``, if it comes in time: ``await within(5.0, fetch(url))``.
+
+    Never swallows a cancellation, as ``wait_for`` did before Python 3.12.
 
     Raises:
-        asyncio.TimeoutError: it did not; it is cancelled and has ended.
+        asyncio.TimeoutError: the work took longer; it is cancelled and has ended.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -61,11 +63,16 @@ async def within(seconds: float, work: Awaitable[Result]) -> Result:
 
 
 async def read(response: httpx.Response, limit: int, what: str) -> bytes:
-    """The body of a streamed response, decompressed; ``limit`` counts the bytes before and after that.
+    """The body of a streamed response, decompressed.
+
+    Args:
+        response: is open and not read yet.
+        limit: bounds the bytes, before they are decompressed and after.
+        what: names the response in an error.
 
     Raises:
-        TooLarge: there are more.
-        NoAnswer: it is compressed in a way that could make any size of it.
+        TooLarge: there are more bytes.
+        NoAnswer: the body is compressed in a way that could expand to any size.
     """
     encoding = response.headers.get("content-encoding", "").strip().lower()
     if encoding not in ENCODINGS:
@@ -79,7 +86,11 @@ async def read(response: httpx.Response, limit: int, what: str) -> bytes:
 
 
 def parse_json(data: bytes) -> Any:
-    """The value of a JSON text; None where it is none, or deeper than `MAX_DEPTH`."""
+    """The value of a JSON text; None where the text is not JSON, or is nested deeper than `MAX_DEPTH`.
+
+    >>> parse_json(b'{"a": [1]}')
+    {'a': [1]}
+    """
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):

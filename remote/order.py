@@ -1,6 +1,6 @@
-"""What a run asks for, checked, priced and hashed before anything is sent.
+"""The order of a run, checked, priced and hashed before anything is sent.
 
-A request is a pydantic model that is made from `fields.specs`; ranges and options stand there alone.
+A request is a pydantic model that is made from `fields.specs`; only that place states ranges and options.
 """
 
 from __future__ import annotations
@@ -81,13 +81,14 @@ class Order:
     """One remote run.
 
     Args:
-        endpoint: fal's id of it.
-        arguments: the request without pictures and LoRAs.
-        pictures: each a picture, or an address that fal fetches.
-        size: (width, height) of the result where it was chosen; None for ``auto``.
-        cost_usd: what fal will charge, at most.
-        fingerprint: hash of all that decides the result; the same for the same pixels and file contents, however a size
-            is named and however the pictures travel.
+        endpoint: names it as fal does.
+        arguments: hold the request without pictures and LoRAs.
+        pictures: each is a picture, or an address that fal fetches.
+        loras: each is (file, or address or repository that fal fetches; scale).
+        size: gives (width, height) of the result where it was chosen; None for ``auto``.
+        cost_usd: counts what fal will charge, at most.
+        fingerprint: hashes everything that decides the result; it is the same for the same pixels and file contents,
+            however a size is named and however the pictures travel.
     """
 
     endpoint: str
@@ -102,7 +103,7 @@ class Order:
         """The JSON to send, with an address for each picture and LoRA.
 
         Raises:
-            NotAccepted: a value that the endpoint does not take.
+            NotAccepted: the endpoint does not take a value.
         """
         scales = (scale for _, scale in self.loras)
         return _checked(self.arguments, image_urls, list(zip(lora_paths, scales, strict=True)))
@@ -111,13 +112,18 @@ class Order:
 def make_order(
     arguments: dict[str, Any], pictures: Sequence[Image.Image | str] = (), loras: Sequence[Lora] = ()
 ) -> Order:
-    """An `Order` from the endpoint's fields, ``image_size`` among them.
+    """Check and price a run, and hash what decides its result.
+
+    >>> make_order({"prompt": "a red coat", "image_size": "auto"}, [Image.new("RGB", (1024, 1024))]).cost_usd
+    0.04
+
+    Args:
+        arguments: the endpoint's fields, ``image_size`` among them and ``enable_cns`` and ``cns_*`` too.
+        pictures: at most four pictures, or addresses that fal fetches.
+        loras: at most three (file, or address or repository; scale).
 
     Raises:
-        NotAccepted: too many pictures or LoRAs, LoRAs without a picture, a value out of range.
-
-    >>> make_order({"prompt": "a red coat", "image_size": "auto"}, [Image.open("photo.png")]).cost_usd
-    0.04
+        NotAccepted: there are too many pictures or LoRAs, LoRAs without a picture, or a value is out of range.
     """
     if len(pictures) > MAX_IMAGES:
         raise NotAccepted(
@@ -132,7 +138,7 @@ def make_order(
     if loras and not pictures:
         raise NotAccepted(
             f"LoRAs are given but no picture: {TEXT_ENDPOINT} makes pictures from a prompt without LoRAs, and "
-            f"{EDIT_ENDPOINT} takes LoRAs with one to {MAX_IMAGES} pictures. Connect a picture, or take the LoRAs away."
+            f"{EDIT_ENDPOINT} takes LoRAs with one to four pictures. Connect a picture, or take the LoRAs away."
         )
     size: Size = arguments["image_size"]
     names = [picture if isinstance(picture, str) else pixel_digest(picture) for picture in pictures]
@@ -156,8 +162,12 @@ def make_order(
 def most_pixels(image_size: Size, sources: Sequence[tuple[int, int] | None]) -> int:
     """Pixels of one result, at most.
 
+    >>> most_pixels("square", [])
+    262144
+
     Args:
-        sources: (width, height) of each input, None for one that is only an address.
+        image_size: names a preset or ``auto``, or gives (width, height).
+        sources: give (width, height) of each input; None for one that is only an address.
     """
     if image_size == AUTO and sources:  # the input's size, perhaps as resized to a megapixel: not documented
         width, height = sources[0] or (MAX_SIDE, MAX_SIDE)
@@ -170,14 +180,17 @@ def most_pixels(image_size: Size, sources: Sequence[tuple[int, int] | None]) -> 
 def parse_image_urls(text: str) -> list[str]:
     """Addresses of pictures, one a line.
 
+    >>> parse_image_urls("https://example.com/a.png")
+    ['https://example.com/a.png']
+
     Raises:
-        NotAccepted: a line that is no address.
+        NotAccepted: a line is not an address.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in lines:
         if not _ADDRESS.fullmatch(line):
             raise NotAccepted(
-                f"image_urls: {line[:80]!r} is no address; give https://... or data:image/..., one a line."
+                f"image_urls: {line[:80]!r} is not an address; give https://... or data:image/..., one a line."
             )
     return lines
 
@@ -185,11 +198,11 @@ def parse_image_urls(text: str) -> list[str]:
 def parse_lora_urls(text: str) -> list[Lora]:
     """(address or repository, scale) from lines ``URL-or-repo scale``; without a scale it is 1.
 
-    Raises:
-        NotAccepted: a line that is not like that.
-
     >>> parse_lora_urls("owner/name 0.5")
     [('owner/name', 0.5)]
+
+    Raises:
+        NotAccepted: a line has another form.
     """
     found: list[Lora] = []
     for line in filter(None, map(str.strip, text.splitlines())):
@@ -202,7 +215,7 @@ def parse_lora_urls(text: str) -> list[Lora]:
             found.append((path, float(rest[0]) if rest else 1.0))
         except ValueError:
             raise NotAccepted(
-                f"lora_urls: {rest[0]!r} after {path} is no number; give a scale, for example 0.8."
+                f"lora_urls: {rest[0]!r} after {path} is not a number; give a scale, for example 0.8."
             ) from None
     return found
 
@@ -224,7 +237,11 @@ def file_digest(path: Path) -> str:
 
 
 def pixel_digest(picture: Image.Image) -> str:
-    """A hash of size and pixels, the same whatever encoder writes the file."""
+    """A hash of size and pixels, which no file format changes.
+
+    >>> len(pixel_digest(Image.new("RGB", (2, 2))))
+    64
+    """
     return hashlib.sha256(repr(picture.size).encode() + picture.convert("RGB").tobytes()).hexdigest()
 
 
@@ -259,7 +276,7 @@ def _check_text(checked: dict[str, Any]) -> None:
         json.dumps(checked, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise NotAccepted(
-            "prompt or negative_prompt holds half of a character (a lone surrogate); type it anew."
+            "prompt or negative_prompt holds half of a character (a lone surrogate); type it again."
         ) from None
 
 

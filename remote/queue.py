@@ -57,13 +57,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Status:
-    """What fal says of a request.
+    """A request as fal reports it.
 
     Args:
         state: `QUEUED`, `RUNNING` or `DONE`.
-        position: in the queue, where fal says it.
-        log: the newest line of fal's log, or "".
-        error, kind: what it says of a failure, where it does.
+        position: counts the requests before this one; None where fal does not say it.
+        log: holds the newest line of fal's log, or "".
+        error, kind: describe a failure; None where fal says nothing of one.
     """
 
     state: str
@@ -76,16 +76,19 @@ class Status:
 class Queue:
     """fal's queue for one run; lives in one event loop.
 
+    Usage::
+
+        async with Queue(key) as queue:
+            status = await queue.status(request_id)
+
     Args:
-        key: sent to the API's own host alone.
-        address: another address in place of fal's (http on loopback for tests).
-        hide: texts that no message may repeat, the prompt for one.
+        key: opens the fal account; it is sent only to the API's own host.
+        address: takes the place of fal's, http on loopback for tests; None takes fal's.
+        waits: say how long to wait and how often to try.
+        hide: list texts that no message may repeat, the prompt for one.
 
     Raises:
         NotAccepted: the address, or the environment's settings of the network, cannot be used.
-
-    >>> async with Queue(key) as queue:
-    ...     await queue.status(request_id)
     """
 
     def __init__(
@@ -100,7 +103,9 @@ class Queue:
         try:
             url = httpx.URL(self.base)
         except httpx.InvalidURL:
-            raise NotAccepted(f"{ADDRESS} is {self.base!r}, which is no address. Correct it or remove it.") from None
+            raise NotAccepted(
+                f"{ADDRESS} is {self.base!r}, which is not an address. Correct it or remove it."
+            ) from None
         if not url.host or (url.scheme != "https" and (url.scheme, url.host) not in PLAIN):
             raise NotAccepted(f"{ADDRESS} is {self.base!r}; it must begin with https://, the key travels there.")
         self.key, self.address, self._waits, self._host = key, address, waits, url.host
@@ -119,11 +124,18 @@ class Queue:
         await self._http.aclose()
 
     async def submit(self, endpoint: str, arguments: dict[str, Any]) -> str:
-        """POST once; the request's id.
+        """POST once.
+
+        Args:
+            endpoint: names it as fal does.
+            arguments: hold the JSON to send, as `Order.body` makes it.
+
+        Returns:
+            the request's id.
 
         Raises:
             NotAccepted: fal certainly did not take it.
-            AnswerLost: it left, and what became of it is unknown.
+            AnswerLost: the request left, and nobody knows whether fal took it.
         """
         try:
             timeout = httpx.Timeout(self._waits.submit, connect=self._waits.connect)
@@ -179,9 +191,9 @@ class Queue:
 
         Raises:
             NoAnswer: this look brought nothing.
-            Failed, Cancelled, Unobtainable: fal's word on the request.
+            Failed, Cancelled, Unobtainable: fal says that the request ended so.
             Refused: fal does not accept the key.
-            TooLarge: nothing was read.
+            TooLarge: the answer is larger than its limit, and was not read.
         """
         answer = await self._look(self._request(request_id), self._waits.transfer)
         kind = error_kind(answer.body, answer.headers) or status.kind
@@ -198,7 +210,10 @@ class Queue:
         raise NoAnswer(f"fal answered the question for the result with {answer.status}.")
 
     async def cancel(self, request_id: str) -> bool:
-        """Ask fal to cancel; whether it will, False where the request was already completed.
+        """Ask fal to cancel.
+
+        Returns:
+            whether fal will; False where the request was already completed.
 
         Raises:
             Unobtainable: fal does not know the request.
@@ -220,7 +235,7 @@ class Queue:
         raise RemoteError(f"fal answered the cancellation with {answer.status}.")
 
     def explain(self, answer: Answer, kind: str | None = None) -> str:
-        """The sentence for a fault, without what is to be hidden."""
+        """The sentence for a fault, without the key and the prompts."""
         return explain(answer.status, answer.body, kind or error_kind(answer.body, answer.headers), self.hide)
 
     def hide(self, text: str) -> str:
@@ -252,7 +267,9 @@ class Queue:
 
 
 def trusted_certificates() -> ssl.SSLContext:
-    """What TLS connections are checked against, by the environment's variables; it takes a while to load.
+    """The certificates that TLS connections are checked against, by the environment's variables.
+
+    Loading them takes a while.
 
     Raises:
         NotAccepted: one of the variables cannot be used.
@@ -266,6 +283,10 @@ def trusted_certificates() -> ssl.SSLContext:
 def open_http(certificates: ssl.SSLContext, **options: Any) -> httpx.AsyncClient:
     """A client that heeds the environment's variables of proxies, unless ``trust_env`` is false.
 
+    Args:
+        certificates: check TLS connections, as `trusted_certificates` loads them.
+        options: go to ``httpx.AsyncClient``.
+
     Raises:
         NotAccepted: one of the variables cannot be used.
     """
@@ -276,7 +297,12 @@ def open_http(certificates: ssl.SSLContext, **options: Any) -> httpx.AsyncClient
 
 
 def connection_fault(error: Exception, host: str) -> tuple[str, bool]:
-    """(a sentence for a connection that failed, whether trying again at once makes sense)."""
+    """A sentence for a connection that failed, and whether trying again at once makes sense.
+
+    Args:
+        error: is what httpx raised.
+        host: names the server in the sentence.
+    """
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, ssl.SSLCertVerificationError):
@@ -295,7 +321,7 @@ def connection_fault(error: Exception, host: str) -> tuple[str, bool]:
 
 
 def _settings_fault(error: Exception) -> str:
-    """What is wrong with the environment's settings. Never a proxy's address, which may hold a password."""
+    """The fault in the environment's settings. It never names a proxy's address, which may hold a password."""
     if isinstance(error, ImportError):
         return (
             f"{_named(PROXIES)} asks for a SOCKS proxy, for which this Python lacks a package. Run: "
@@ -304,7 +330,7 @@ def _settings_fault(error: Exception) -> str:
     if isinstance(error, OSError):  # ssl.SSLError is one
         name = next((name for name in CERTIFICATES if os.environ.get(name)), None)
         if name is None:
-            return f"the list of trusted certificates cannot be read ({_name(error)}). Install certifi anew."
+            return f"the list of trusted certificates cannot be read ({_name(error)}). Install certifi again."
         return (
             f"{name} is {os.environ[name]!r}, from which no certificates can be read ({_name(error)}). Correct it or "
             "remove it, and restart."
@@ -347,7 +373,7 @@ def _location(answer: Answer) -> str:
     try:
         return httpx.URL(answer.headers.get("location", "")).host or "nowhere"
     except httpx.InvalidURL:
-        return "an address that is none"
+        return "an unusable address"
 
 
 def _retry_after(answer: Answer) -> float:

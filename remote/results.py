@@ -49,7 +49,7 @@ class ImageFile(BaseModel):
 
 
 class Response(BaseModel):
-    """What came back. Unknown fields are kept. ``images`` holds None where an entry is no picture."""
+    """The response of fal. Unknown fields are kept. ``images`` holds None where an entry is not a picture."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -61,10 +61,13 @@ class Response(BaseModel):
 
 
 def parse_response(data: Any) -> tuple[Response, list[str]]:
-    """The response, and a warning for each picture and field that is missing or unusable (and was left aside).
+    """The response, and a warning for each picture and field that is missing or unusable; these are left aside.
+
+    >>> parse_response({"images": [{"url": "https://example.com/a.png"}], "seed": 5})[0].seed
+    5
 
     Raises:
-        NoPictures: it is no result.
+        NoPictures: the data hold no picture.
     """
     entries = data.get("images") if isinstance(data, dict) else None
     if not isinstance(entries, list):
@@ -91,15 +94,16 @@ def parse_response(data: Any) -> tuple[Response, list[str]]:
 
 @dataclass(frozen=True)
 class Collected:
-    """What a run brought.
+    """The result of a run.
 
     Args:
-        images: RGB; their sizes may differ.
-        seed: fal's, else the one asked for; None where neither is known.
-        cost_usd: what this run submitted costs; 0 where it collected an earlier request.
-        response: fal's whole response as JSON; a picture inside it is replaced by the name of its file.
-        files: the pictures as fal sent them.
-        warnings: what is odd about it.
+        images: hold RGB pictures; their sizes may differ.
+        seed: is fal's, else the requested one; None where neither is known.
+        request_id: is fal's name for the request.
+        cost_usd: counts what this run submitted; 0 where it collected an earlier request.
+        response: holds fal's whole response as JSON; a picture inside it is replaced by the name of its file.
+        files: hold the pictures as fal sent them.
+        warnings: say what is odd about the result.
     """
 
     images: list[Image.Image]
@@ -112,13 +116,20 @@ class Collected:
 
 
 async def save(session: Session, row: Entry) -> Entry:
-    """Write every picture of a COMPLETED request to the results folder, as it came; the row as SAVED.
+    """Write every picture of a COMPLETED request to the results folder, as it came.
 
-    What does not come is looked for again, a file that is said to be gone for minutes.
+    A picture that does not come is fetched again; a file that its server calls gone is looked for over minutes.
+
+    Args:
+        session: holds the queue, the journal and the folder.
+        row: holds fal's response.
+
+    Returns:
+        the row as SAVED.
 
     Raises:
         Unobtainable: pictures are gone, and nothing else is wrong.
-        RemoteError: a picture could not be fetched or written this time. The others are files all the same.
+        RemoteError: a picture could not be fetched or written this time. The others are saved.
     """
     waits, began, tried, cut_off = session.waits, time.monotonic(), 0, 0
     while True:
@@ -167,12 +178,15 @@ def collect(
     """The pictures of a saved request; None where a file is gone.
 
     Args:
-        folder: the results folder.
-        order: what was asked for; None where that is not known.
+        row: names the files.
+        folder: holds them.
+        order: holds the inputs; None where they are not known.
+        cost_usd: counts what this run submitted.
+        refuse_flagged: whether a picture that the safety checker flagged is an error.
 
     Raises:
-        Spoiled: a file is no picture.
-        RemoteError: the safety checker flagged a picture, and that is to be an error.
+        Spoiled: a file is not a picture.
+        RemoteError: the safety checker flagged a picture, and ``refuse_flagged`` is set.
     """
     response, warnings = parse_response(row.answer)
     found = [
@@ -213,10 +227,10 @@ def collect(
 
 
 def decode(data: bytes) -> Image.Image:
-    """RGB.
+    """The bytes of a PNG, JPEG or WebP as an RGB picture.
 
     Raises:
-        RemoteError: no whole PNG, JPEG or WebP, or more than 4096 x 4096 pixels.
+        RemoteError: the bytes are not a whole picture in one of these formats, or it has more than 4096 x 4096 pixels.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
@@ -225,7 +239,7 @@ def decode(data: bytes) -> Image.Image:
             found: Image.Image = picture.convert("RGB")
             return found
     except UnidentifiedImageError:
-        raise RemoteError("it is no PNG, JPEG or WebP.") from None
+        raise RemoteError("it is not a PNG, JPEG or WebP.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise RemoteError(f"it cannot be decoded ({error}).") from None
 
@@ -261,11 +275,11 @@ def _inline_bytes(text: str) -> bytes:
     try:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except ValueError as error:  # binascii.Error is one
-        raise RemoteError(f"is no base64 ({error})") from None
+        raise RemoteError(f"is not base64 ({error})") from None
 
 
 def _ending(data: bytes) -> str:
-    """What to call a file of these bytes; ``bin`` where they are no known picture."""
+    """The ending of a file of these bytes; ``bin`` where they are not a known picture."""
     return next((name for start, name in ENDINGS.items() if data.startswith(start)), "bin")
 
 

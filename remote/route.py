@@ -19,16 +19,20 @@ class Route(NamedTuple):
 
 
 def choose(mode: str, memory: int | None, sizes: Mapping[str, int], missing: Sequence[str]) -> Route:
-    """The branch to take.
+    """The branch to take, and why.
+
+    >>> choose("fal", None, {}, []).branch
+    'remote'
 
     ComfyUI moves the text encoder out of the accelerator before it samples, and the transformer before it decodes where
     both do not fit, so the largest file decides.
 
     Args:
         mode: ``auto`` decides by the rest; ``local`` and ``fal`` are taken as they are.
-        memory: bytes of the accelerator; None without one.
-        sizes: bytes of each file that the local branch puts on the accelerator, by name; none where they are unknown.
-        missing: names of files that the local branch loads and that do not exist.
+        memory: counts the bytes of the accelerator; None where there is no accelerator.
+        sizes: give the bytes of each file that the local branch puts on the accelerator, by name; empty where they are
+            unknown.
+        missing: name files that the local branch loads and that do not exist.
     """
     if mode != "auto":
         return Route(LOCAL if mode == "local" else REMOTE, f"{mode}: as chosen.")

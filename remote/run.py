@@ -3,7 +3,7 @@
 (none), cancelled, failed, replaced  -> submit -> submitted | lost | failed
 submitting, its process died         -> lost
 lost                                 -> an error; with resubmit_lost -> replaced
-submitted, cancelling                -> wait   -> completed | failed | cancelled, by fal's own word alone
+submitted, cancelling                -> wait   -> completed | failed | cancelled, only when fal says so
 completed                            -> save   -> saved
 saved                                -> the result, as often as it is asked for
 what fal no longer has               -> an error; with resubmit_lost, and from an earlier run, -> replaced
@@ -72,12 +72,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """Collect the result of an order, and submit it where no earlier run did.
+    """Collect the result of an order, and submit it where no earlier run did: ``Submission(order=order)``.
 
     Args:
-        max_cost_usd: a request that costs more is refused.
-        max_usd_a_day: so is one that would bring the spending since midnight above this; 0 is no limit.
-        resubmit_lost: give up an earlier submission whose fate is unknown, or whose result fal no longer has.
+        order: holds what to submit, as `make_order` makes it.
+        max_cost_usd: bounds the cost of the request; a dearer one is refused.
+        max_usd_a_day: bounds the spending since midnight, this request included; 0 sets no limit.
+        resubmit_lost: gives up an earlier submission whose fate is unknown, or whose result fal no longer has.
     """
 
     order: Order
@@ -88,12 +89,12 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """Collect a request that fal has, and submit nothing.
+    """Collect a request that fal has, and submit nothing: ``Recovery(request_id="9a7b...")``.
 
     Args:
-        request_id: fal's name for it.
-        order: inputs whose submission may have been this one; if that was lost, the result is theirs. None where the
-            inputs are not known.
+        request_id: is fal's name for the request.
+        order: holds inputs whose submission may have been this one; if that was lost, the result is theirs. None where
+            the inputs are not known.
     """
 
     request_id: str
@@ -114,19 +115,23 @@ def run(
 ) -> Collected:
     """Do a task to its end, however far an earlier run came with it.
 
+    Usage::
+
+        run(Submission(order=order), key=key, folder=user, results=output, check=check, progress=print).images
+
     Args:
-        key: of the fal account.
-        folder: the journal's.
-        results: the folder for pictures.
-        check: raises where the run is to stop; the request is then cancelled at fal before that rises.
-        progress: called with lines to show.
-        address: in place of fal's queue; None for fal's own.
+        task: says whether to submit an order or to recover a request.
+        key: opens the fal account.
+        folder: holds the journal.
+        results: takes the pictures.
+        check: raises where the run is to stop; the request is then cancelled at fal before the exception rises.
+        progress: takes each line to show.
+        address: takes the place of fal's queue; None takes fal's own.
         refuse_flagged: whether a picture that fal's safety checker flagged is an error.
+        waits: say how long to wait and how often to try.
 
     Raises:
-        RemoteError: in words, with what became of the request.
-
-    >>> run(Submission(order=order), key=key, folder=user, results=output, check=check, progress=print).images
+        RemoteError: the run failed; the text says why, and what became of the request.
     """
     secrets = Secrets(key)
 
@@ -204,7 +209,7 @@ async def _drive(session: Session, steps: _Purchase | _Rescue, refuse_flagged: b
                 files = [name if i != error.index else "" for i, name in enumerate(row.files)]
                 session.journal.update(row, COMPLETED, files=files)
             raise RemoteError(
-                f"{error} Running again with the same inputs and the same seed fetches it anew, and submits nothing."
+                f"{error} Running again with the same inputs and the same seed fetches it again, and submits nothing."
             ) from None
         except JournalError as error:
             if row is None or row.state in ENDED or row.request_id is None:
@@ -231,7 +236,7 @@ class _Purchase:
 
     @property
     def cost_usd(self) -> float:
-        """What this run submitted costs."""
+        """The price of the request that this run submitted."""
         return self.order.cost_usd if self._bought else 0.0
 
     def start(self) -> Entry | None:
@@ -279,7 +284,7 @@ class _Rescue:
     def __init__(self, session: Session, task: Recovery) -> None:
         if not REQUEST_ID.fullmatch(task.request_id):
             raise NotAccepted(
-                f"recover_request_id {task.request_id[:80]!r} is no request id; see fal.ai/dashboard/requests."
+                f"recover_request_id {task.request_id[:80]!r} is not a request id; see fal.ai/dashboard/requests."
             )
         self._session, self._task = session, task
         self.fingerprint = RECOVERED + task.request_id
@@ -304,7 +309,7 @@ class _Rescue:
                 return self._session.journal.update(row, SUBMITTED)
             raise Unobtainable(f"{error} {RUN_AGAIN}") from None
         except Unobtainable as error:
-            if row.state == SUBMITTED and row.fingerprint == self.fingerprint:  # known from the user's word alone
+            if row.state == SUBMITTED and row.fingerprint == self.fingerprint:  # only the user said so
                 self._session.journal.update(row, FAILED, error=str(error))
             raise Unobtainable(f"{error} {CHECK_ID}") from None
 
@@ -352,7 +357,7 @@ async def _alone(session: Session, fingerprint: str) -> AsyncIterator[None]:
 
 
 async def _submit(session: Session, task: Submission) -> Entry:
-    """Submit; what certainly was not taken is tried again a few times. The row as SUBMITTED.
+    """Submit, and try again a few times where fal certainly did not take it. The row as SUBMITTED.
 
     Raises:
         NotAccepted: fal certainly did not take it (the row is FAILED), or it is too expensive (there is no row).
@@ -464,8 +469,9 @@ def run_interruptibly(work: Callable[[], Awaitable[Result]], check: Callable[[],
     submission's answer would seem to time out. So the node's thread only waits and looks for interrupts.
 
     Args:
-        work: makes the coroutine; it is cancelled on an interrupt and may take its time to tidy up.
-        check: called every ``every`` seconds; an interrupt is whatever it raises, and rises once the work has ended.
+        work: makes the coroutine; an interrupt cancels it, and it may take its time to tidy up.
+        check: raises to interrupt; the exception rises once the work has ended.
+        every: seconds between two checks.
     """
     check()
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()

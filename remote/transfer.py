@@ -47,11 +47,11 @@ PRIVATE = [  # which Python takes for public, some only before 3.13
 
 @dataclass(frozen=True)
 class Session:
-    """What every step of a run needs at hand.
+    """Everything that the steps of a run share.
 
     Args:
-        results: the folder for pictures.
-        progress: called with a line to show.
+        results: takes the pictures.
+        progress: takes each line to show.
     """
 
     journal: Journal
@@ -64,8 +64,15 @@ class Session:
 async def addresses(session: Session, order: Order) -> tuple[list[str], list[str]]:
     """An address for each picture and each LoRA; a LoRA file or a large picture is uploaded, once for its content.
 
+    Args:
+        session: holds the queue and the journal of earlier uploads.
+        order: holds the pictures and the LoRAs.
+
+    Returns:
+        the addresses of the pictures, and those of the LoRAs.
+
     Raises:
-        NotAccepted: something could not be read or uploaded.
+        NotAccepted: a picture or a file could not be read or uploaded.
     """
     pictures = [await _picture_address(session, picture) for picture in order.pictures]
     loras = [path if isinstance(path, str) else await _uploaded(session, path) for path, _ in order.loras]
@@ -137,7 +144,7 @@ async def _upload(queue: Queue, source: bytes | Path, name: str) -> Any:
 
 
 async def _is_there(session: Session, url: str) -> bool:
-    """Whether an uploaded file can still be read; what cannot be told counts as yes."""
+    """Whether an uploaded file can still be read; where that is unknown, it counts as readable."""
     try:
         async with open_http(session.queue.certificates, timeout=session.waits.connect) as http:
             return (await http.head(url)).status_code not in (403, 404, 410)
@@ -146,18 +153,19 @@ async def _is_there(session: Session, url: str) -> bool:
 
 
 async def fetch(url: str, *, trusted: str, certificates: ssl.SSLContext, waits: Waits) -> bytes:
-    """The bytes of a file.
+    """The bytes of a file::
+
+        await fetch(image.url, trusted=queue.base, certificates=queue.certificates, waits=Waits())
 
     Args:
-        url: where fal says that it is.
-        trusted: the API's base address; its host alone may be private or without TLS.
-        certificates: what TLS connections are checked against.
+        url: is the file's address, as fal gives it.
+        trusted: is the API's base address; only its host may be private or without TLS.
+        certificates: check TLS connections.
+        waits: say how long to wait and how often to try.
 
     Raises:
         Gone, Interrupted: trying again makes sense.
-        RemoteError: it is too large, or the address leads somewhere private.
-
-    >>> await fetch(image.url, trusted=queue.base, certificates=queue.certificates, waits=Waits())
+        RemoteError: the file is too large, or the address leads somewhere private.
     """
     try:
         return await within(waits.transfer, _follow(url, trusted, certificates, waits))
@@ -253,8 +261,9 @@ async def _check_public(url: str, trusted: str) -> list[Address] | None:
 def _is_public(address: Address) -> bool:
     """Whether an address, and the IPv4 address that an IPv6 one leads to, belongs to the public internet."""
     if isinstance(address, ipaddress.IPv6Address):
-        inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else None
-        inside = inside or address.ipv4_mapped or address.sixtofour
-        if inside is not None:
-            return _is_public(inside)
+        if address in NAT64:
+            return _is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        for inside in (address.ipv4_mapped, address.sixtofour):
+            if inside is not None:
+                return _is_public(inside)
     return address.is_global and not address.is_multicast and not any(address in network for network in PRIVATE)

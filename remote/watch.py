@@ -29,13 +29,20 @@ MAX_LINE = 200  # letters of fal's logs
 
 
 async def wait(session: Session, row: Entry) -> Entry:
-    """Look at the request until fal says how it ended; the row as COMPLETED (or, where it was to be cancelled, ended).
+    """Look at the request until fal says how it ended.
 
-    An answer is a result only if it holds pictures. That something is wrong is believed when it is said several times
-    in a row, and for minutes where the next look may well bring the result.
+    An answer is a result only if it holds pictures. A fault is believed once fal has repeated it several times in a
+    row, and for minutes where the next look may well bring the result.
+
+    Args:
+        session: holds the queue and the journal.
+        row: has fal's id.
+
+    Returns:
+        the row as COMPLETED; where it was to be cancelled, as it ended.
 
     Raises:
-        Failed, Cancelled: fal's last word (the row has ended).
+        Failed, Cancelled: fal says that it ended so, and so does the row.
         Unobtainable: fal does not know it, or does not give the result.
         RemoteError: it takes too long, or the key is refused (the row stays as it is).
     """
@@ -69,9 +76,9 @@ async def wait(session: Session, row: Entry) -> Entry:
 
 
 async def cancel(session: Session, row: Entry | None) -> None:
-    """After an interrupt: cancel at fal and see that it is so. A request that was completed first is fetched instead.
+    """Cancel a request at fal after an interrupt, and make sure of it. A request that completed first is fetched.
 
-    Never raises; what could not be done is said, and the row tells the next run.
+    It never raises: a line says what could not be done, and the row tells the next run.
     """
     if row is not None and row.state == LOST:
         session.progress(f"{row.error} {RESUBMIT}")
@@ -93,7 +100,7 @@ async def cancel(session: Session, row: Entry | None) -> None:
         reason = str(error).rstrip(".") or f"no confirmation within {session.waits.grace:g} s"
         said = (
             f"interrupted, but the cancellation is not confirmed: {reason}. It may go on and be charged, as request "
-            f"{row.request_id}; the next run with the same inputs and the same seed collects it, or submits anew if "
+            f"{row.request_id}; the next run with the same inputs and the same seed collects it, or submits again if "
             "fal says that it was cancelled."
         )
         logging.warning("klein-cns: request %s: %s", row.request_id, said)
@@ -136,17 +143,22 @@ class Watch:
         self.done = False  # whether fal said that the request is completed
 
     def goes_on(self, status: Status) -> None:
-        """Take in that the request is queued or running.
+        """Note that the request is queued or running.
 
         Raises:
-            RemoteError: too long in the queue, or on the machine.
+            RemoteError: the request was too long in the queue, or on the machine.
         """
         now, self._verdict, self.done = time.monotonic(), None, False
         self._heard = now
         if status.state == QUEUED:
             self._over(now - self._began, self._waits.queue, "still waits in fal's queue", "it stays there")
-            place = "" if status.position is None else f", position {status.position}"
-            self._progress(f"in fal's queue{place}, {now - self._began:.0f} s")
+            if status.position is None:
+                place = "in fal's queue"
+            elif status.position == 0:
+                place = "next in fal's queue"
+            else:
+                place = f"in fal's queue, position {status.position}"
+            self._progress(f"{place}, {now - self._began:.0f} s")
         elif status.state == RUNNING:
             if self._running is None:
                 self._running = now
@@ -155,12 +167,18 @@ class Watch:
             self._progress(f"fal is at work, {now - self._running:.0f} s. {said}".strip())
 
     def hears_nothing(self, error: NoAnswer) -> None:
-        """Take in a look that brought nothing."""
+        """Note a look that brought nothing."""
         self._verdict, self._last = None, str(error)
         self._progress(f"no usable answer from fal for {time.monotonic() - self._heard:.0f} s, asking again")
 
     def believes(self, error: RemoteError, looks: int, seconds: float = 0.0) -> bool:
-        """Whether a verdict was given so often in a row, and for so long."""
+        """Whether fal has repeated a fault often and long enough.
+
+        Args:
+            error: is the fault.
+            looks: count how often in a row it must be said.
+            seconds: say for how long.
+        """
         now = time.monotonic()
         if type(error) is not self._verdict:
             self._verdict, self._looks, self._since = type(error), 0, now

@@ -19,8 +19,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .params import LEVELS
-from .sampling import as_numbers, checked_sigmas
-from .solvers import DEFAULT_SOLVER, find_solver, log_snr
+from .sigmas import as_numbers, checked_sigmas, log_snr
+from .solvers import DEFAULT_SOLVER, find_solver
 
 FEWEST = 20  # steps; with fewer, each decides too much, and all are computed in full
 REACH = 0.45  # in λ: how far from the step before another may lie that is not computed; half with a multistep solver

@@ -17,10 +17,17 @@ DEFAULTS = {spec.name: spec.default for spec in fields(CNSParams)}
 def advice(params: CNSParams, solver: str, sigmas: Sequence[float], cfg: float | None = None) -> list[str]:
     """One sentence for each setting of a run that can hardly be meant; empty for most runs.
 
+    >>> advice(CNSParams(), "euler", [1.0, 0.5, 0.0])
+    []
+
     Args:
-        solver: a name in `SOLVERS`.
-        sigmas: [steps + 1] of the run, falling, in [0, 1].
-        cfg: the guidance of the run; None where it is unknown.
+        params: say what noise the run adds.
+        solver: names an entry of `SOLVERS`.
+        sigmas: [steps + 1], fall within 1 to 0.
+        cfg: guides the run; None where the guidance is unknown.
+
+    Returns:
+        sentences that name the setting, its value and what to do.
     """
     if params.active_churn == 0:
         return []
@@ -53,7 +60,7 @@ def _exceeds(params: CNSParams, solver: str, sigma: float, sigma_next: float) ->
     def response(x: float, white: float) -> float:
         one = torch.ones(1, 1, 1, 1, dtype=torch.float64, device="cpu")
         gain = torch.ones(1, 1, device="cpu")
-        step = Step(sigma, sigma_next, params.s_churn, params.energy_scale, 1, white * one, gain, None)
+        step = Step(sigma, sigma_next, params.s_churn, params.energy_scale, 1, white * one, gain, ())
         return float(find_solver(solver).step(x * one, 0 * one, step))
 
     return response(0.0, 1.0) ** 2 > sigma**2 - response(sigma, 0.0) ** 2

@@ -40,10 +40,13 @@ FITS: dict[str, dict[str, tuple[float, ...]]] = {
 def fitted_gamma(t: np.ndarray, fit: dict[str, tuple[float, ...]], bins: int = BINS) -> np.ndarray:
     """``γ = gate(t) · (1 - (1-c)·(1-t)^q / (e^a·t^p + (1-t)^q))``, rising in t from 0 to 1.
 
+    >>> fitted_gamma(np.array([0.0, 1.0]), FITS["sit_xl2_unguided"])[:, 0].round(3).tolist()
+    [0.0, 1.0]
+
     Args:
-        t: float64 [rows] flow times in [0, 1].
-        fit: an entry of ``FITS``.
-        bins: number of bands; band k lies at the normalised radius f = k / (bins - 1).
+        t: float64 [rows], gives the flow times in [0, 1].
+        fit: gives the coefficients, an entry of ``FITS``.
+        bins: counts the bands; band k lies at the normalised radius f = k / (bins - 1).
 
     Returns:
         float64 [rows, bins].

@@ -14,10 +14,13 @@ STRIDE = 0x9E3779B9
 
 
 def checked_batch_index(batch_index: Sequence[int] | None, batch: int) -> list[int]:
-    """Position of each image in the batch it was first drawn in; 0 to batch - 1 where None.
+    """Position of each image in the batch it was first drawn in; None counts from 0 to batch - 1.
+
+    >>> checked_batch_index(None, 3)
+    [0, 1, 2]
 
     Raises:
-        ValueError: not one whole number of 0 or more for each image.
+        ValueError: there is not one whole number from 0 to 2^20 for each image.
     """
     if batch_index is None:
         return list(range(batch))
@@ -34,11 +37,17 @@ class NoiseStreams:
     image and where the schedule starts: no stream repeats the initial noise, another image's, or, when a
     schedule is split in two under one seed, that of the other half.
 
+    >>> NoiseStreams(7, [0, 1]).draw((2, 4, 8, 8), torch.device("cpu")).shape
+    torch.Size([2, 4, 8, 8])
+
     Args:
-        seed: 0 to 2^64 - 1.
-        batch_index: position of each image in the batch it was first drawn in.
-        first_sigma: the schedule's first sigma, in [0, 1].
-        pin_memory: whether the host allows page-locked memory; CUDA devices use it.
+        seed: starts the streams, 0 to 2^64 - 1.
+        batch_index: gives the position of each image in the batch it was first drawn in.
+        first_sigma: says where the schedule starts, in [0, 1].
+        pin_memory: allows page-locked memory, which CUDA devices use.
+
+    Raises:
+        ValueError: the seed is out of range.
     """
 
     def __init__(

@@ -27,7 +27,14 @@ GUIDED_ADVICE = (
 
 
 def number(default: Any, low: float, high: float, step: float, meaning: str) -> Any:
-    """A dataclass field with a range; whole where ``step`` is an int."""
+    """A dataclass field with a range.
+
+    Args:
+        default: fills the field where no value is given.
+        low, high: bound the value, both included.
+        step: the widget's step; an int makes the field a whole number.
+        meaning: tells a user in one sentence what the field does.
+    """
     return field(default=default, metadata={"min": low, "max": high, "step": step, "help": meaning})
 
 
@@ -37,7 +44,13 @@ def flag(default: bool, meaning: str) -> Any:
 
 
 def choice(options: tuple[str, ...], meaning: str, local: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with named options, the first the default; ``local`` are those that the endpoint lacks."""
+    """A dataclass field with named options.
+
+    Args:
+        options: names what is allowed; the first is the default.
+        meaning: tells a user in one sentence what the field does.
+        local: names the options that the endpoint lacks.
+    """
     return field(default=options[0], metadata={"options": options, "local": local, "help": meaning})
 
 
@@ -45,8 +58,11 @@ def choice(options: tuple[str, ...], meaning: str, local: tuple[str, ...] = ()) 
 class CNSParams:
     """Every control of Colored Noise Sampling (arXiv:2605.30332), checked on construction.
 
+    >>> CNSParams(s_churn=1).s_churn
+    1.0
+
     Raises:
-        ValueError: a value of the wrong type, out of range or not finite; the message names the
+        ValueError: a value has the wrong type, is out of range or is not finite; the message names the
             parameter, the value and what is allowed.
     """
 
@@ -140,8 +156,11 @@ class CNSParams:
 
         The local name ``cns_formula`` is read too; the request's other fields are ignored.
 
+        >>> CNSParams.from_endpoint({"enable_cns": True, "cns_s_churn": 0.8}).s_churn
+        0.8
+
         Raises:
-            ValueError: a ``cns_*`` that does not exist, or a bad value.
+            ValueError: a ``cns_*`` does not exist, or it has a bad value.
         """
         names = {public_name(spec.name): spec.name for spec in fields(cls)}
         given = {key: value for key, value in request.items() if key in names or str(key).startswith(PREFIX)}
@@ -154,14 +173,21 @@ class CNSParams:
         return cls(**{SWITCH: False, **{names[key]: value for key, value in given.items()}})
 
     def to_request(self) -> dict[str, Any]:
-        """Every parameter under its public name, the local ones too. ``from_endpoint`` reads it back."""
+        """Every parameter under its public name, the local ones too. ``from_endpoint`` reads it back.
+
+        >>> CNSParams().to_request()["cns_s_churn"]
+        0.5
+        """
         return {public_name(spec.name): getattr(self, spec.name) for spec in fields(self)}
 
     def to_endpoint(self) -> dict[str, Any]:
         """The part of a fal request that says the same.
 
+        >>> "cns_formula" in CNSParams().to_endpoint()
+        False
+
         Raises:
-            ValueError: a value that the endpoint does not have (a local formula or γ source).
+            ValueError: the endpoint does not have a value (a local formula or γ source).
         """
         for spec in fields(self):
             value, local = getattr(self, spec.name), spec.metadata.get("local", ())
@@ -175,7 +201,11 @@ class CNSParams:
 
 
 def public_name(name: str) -> str:
-    """The name a parameter carries outside this package."""
+    """The name a parameter carries outside this package.
+
+    >>> public_name("s_churn")
+    'cns_s_churn'
+    """
     return name if name == SWITCH else PREFIX + name
 
 
@@ -183,7 +213,20 @@ LOCAL_NAMES = frozenset({public_name("formula")})
 
 
 def checked_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> Any:
-    """``value`` as int or float, or a ValueError that names it and what is allowed."""
+    """``value`` as int or float.
+
+    >>> checked_number("steps", 28, 1, 200, whole=True)
+    28
+
+    Args:
+        name: names the value in an error.
+        value: any number; a boolean is refused.
+        low, high: bound it, both included.
+        whole: allows whole numbers alone.
+
+    Raises:
+        ValueError: the value has another type, is not finite or is out of range; the message names what is allowed.
+    """
     allowed = f"allowed is {'a whole number' if whole else 'a number'} from {low} to {high}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
         raise ValueError(f"{name} is {value!r} ({type(value).__name__}); {allowed}.")
@@ -198,7 +241,15 @@ def checked_number(name: str, value: Any, low: float, high: float, whole: bool =
 
 
 def checked(spec: Any, name: str, value: Any) -> Any:
-    """``value`` as the type of a `number`, `choice` or `flag` field, or a ValueError that says what is allowed."""
+    """``value`` in the type of its field.
+
+    Args:
+        spec: a dataclass field made by `number`, `choice` or `flag`.
+        name: names the value in an error.
+
+    Raises:
+        ValueError: the value does not fit the field; the message says what is allowed.
+    """
     meta = spec.metadata
     if "options" in meta:
         if not isinstance(value, str) or value not in meta["options"]:

@@ -22,12 +22,16 @@ from .spectrum import radial_bands, unpatchify
 class ProgressMatrix:
     """γ on a grid of flow times and radial bands.
 
+    >>> ProgressMatrix(torch.eye(2), torch.tensor([0.0, 1.0])).at(0.25, 2)
+    tensor([0.7500, 0.2500])
+
     Args:
-        values: [rows, bins] in [0, 1]; column k belongs to the normalised radius k / (bins - 1).
-        t: [rows], rising, in [0, 1].
+        values: [rows, bins], hold γ in [0, 1]; column k belongs to the normalised radius k / (bins - 1).
+        t: [rows], rises within 0 to 1 and gives the flow time of each row.
+        name: names the matrix in a report.
 
     Raises:
-        ValueError: shapes that do not fit, a value that is not finite or out of range, t that does not rise.
+        ValueError: the shapes do not fit, a value is not finite or out of range, or t does not rise.
     """
 
     values: Tensor
@@ -60,7 +64,15 @@ class ProgressMatrix:
     def at(self, t: float, num_bins: int) -> Tensor:
         """γ of every band at flow time t: linear between rows, bands resampled by normalised radius.
 
-        Beyond the first or last row, that row. Returns [num_bins] in the dtype of ``values``.
+        Args:
+            t: flow time; before the first row it takes that row, and after the last row that one.
+            num_bins: counts the bands to return.
+
+        Returns:
+            [num_bins] in the dtype of ``values``.
+
+        Raises:
+            ValueError: t is NaN.
         """
         rows, t = self.t.double().numpy(), float(t)
         if np.isnan(t):
@@ -74,20 +86,25 @@ class ProgressMatrix:
         return torch.from_numpy(row).to(self.values.dtype)
 
     def save(self, path: str | Path) -> None:
-        """Write ``gamma`` [rows, bins] and ``t`` [rows] as a .safetensors file that `load` reads."""
+        """Write ``gamma`` [rows, bins] and ``t`` [rows] as a .safetensors file that `load` reads::
+
+        matrix.save("measured.safetensors")
+        """
         from safetensors.torch import save_file
 
         save_file({"gamma": self.values.contiguous(), "t": self.t.contiguous()}, str(path))
 
     @classmethod
     def load(cls, path: str | Path) -> ProgressMatrix:
-        """Read a .safetensors with ``gamma`` (and ``t``), or a .pt that holds one [rows, bins] tensor.
+        """Read a .safetensors with ``gamma`` (and ``t``), or a .pt that holds one [rows, bins] tensor::
+
+            matrix = ProgressMatrix.load("measured.safetensors")
 
         Without ``t`` the rows are taken as uniform in flow time from 0 to 1, as the authors measure them.
         A .pt is opened with ``weights_only=True``: nothing in it is run.
 
         Raises:
-            ValueError: a missing or unreadable file, or one that holds no such matrix; it names the file.
+            ValueError: the file is missing or unreadable, or holds no such matrix; the message names it.
         """
         path = Path(path)
         try:
@@ -107,8 +124,11 @@ class ProgressMatrix:
 def shipped_progress(name: str = UNGUIDED) -> ProgressMatrix:
     """A fitted model of one of the authors' two published matrices (`gamma_fits`).
 
+    >>> shipped_progress().at(0.5, 32).shape
+    torch.Size([32])
+
     Raises:
-        ValueError: a name that is not in ``gamma_fits.FITS``.
+        ValueError: the name is not in ``gamma_fits.FITS``.
     """
     if name not in FITS:
         raise ValueError(f"progress {name!r} is not shipped; shipped are {', '.join(FITS)}.")
@@ -126,7 +146,11 @@ def find_progress(name: str) -> ProgressMatrix:
 
 
 def approximation() -> ProgressMatrix:
-    """γ = t for every band."""
+    """γ = t for every band.
+
+    >>> approximation().at(0.25, 2).tolist()
+    [0.25, 0.25]
+    """
     t = torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")
     return ProgressMatrix(t[:, None].expand(2, 2), t)
 
@@ -138,10 +162,16 @@ def reference_progress(latents: Tensor | Sequence[Tensor], patch_size: int, num_
     references, and ``W = t²P / (t²P + σ²)``: ``γ = 2√W - W``. On the exact ODE of such a field this is
     the authors' measure, 1 - |x̂0 - x_final|² / |x_final|² (``FrequencyAnalyzer`` in their code).
 
+    >>> reference_progress(torch.ones(1, 128, 4, 4), 2, num_bins=8).values.shape
+    torch.Size([1025, 8])
+
     Args:
-        latents: the reference latents, one tensor [B, C, h, w] or several of any sizes.
-        patch_size: 2 for FLUX.2.
-        num_bins: bands measured; a band that no latent has a mode in is interpolated.
+        latents: hold the reference pictures, one tensor [B, C, h, w] or several of any sizes.
+        patch_size: 2 unpacks FLUX.2's latents; 1 leaves latents as they are.
+        num_bins: counts the bands to measure; a band that no latent has a mode in is interpolated.
+
+    Raises:
+        ValueError: there is no latent, or one holds NaN or infinite values.
     """
     latents = [latents] if isinstance(latents, Tensor) else list(latents)
     if not latents:
@@ -160,8 +190,15 @@ def reference_progress(latents: Tensor | Sequence[Tensor], patch_size: int, num_
 def resolve_progress(params: CNSParams, progress: ProgressMatrix | None) -> ProgressMatrix:
     """The progress that ``params.gamma_source`` asks for.
 
+    >>> resolve_progress(CNSParams(), None).name
+    'sit_xl2_unguided'
+
+    Args:
+        params: name the source.
+        progress: γ to use; None takes the shipped unguided matrix, or γ = t under ``approximation``.
+
     Raises:
-        ValueError: ``reference`` without a progress, ``approximation`` with one.
+        ValueError: the source is ``reference`` and no progress is given, or ``approximation`` and one is given.
     """
     if params.gamma_source == "approximation":
         if progress is not None:
@@ -196,7 +233,7 @@ def _band_spectrum(latent: Tensor, patch_size: int, num_bins: int) -> np.ndarray
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

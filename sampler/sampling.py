@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import trange
 
+from .acceleration import Accelerator
 from .noise import NoiseStreams, checked_batch_index
 from .params import CNSParams
 from .progress import ProgressMatrix, resolve_progress
-from .solvers import DEFAULT_SOLVER, Step, find_solver, ode_euler
+from .sigmas import checked_sigmas
+from .solvers import DEFAULT_SOLVER, HISTORY, Step, find_solver, ode_euler
 from .spectrum import alpha_tilt, band_power, radial_bands
-
-if TYPE_CHECKING:
-    from .acceleration import Accelerator
-
-SIGMA_ROUNDING = 1e-5  # above 1; shifted schedules begin there by a few units of float32
 
 
 def is_plain(params: CNSParams, solver: str) -> bool:
-    """Whether every step is the Euler step of the official chain, bit for bit."""
+    """Whether every step is the Euler step of the official chain, bit for bit.
+
+    >>> is_plain(CNSParams(enable_cns=False), "euler")
+    True
+    """
     return find_solver(solver).plain and params.active_churn == 0
 
 
@@ -34,16 +34,23 @@ class CNSRun:
     Everything that depends on the schedule alone is computed here, once; a step then draws, colours and
     adds, and nothing in it waits for the device.
 
+    >>> run = CNSRun(CNSParams(), torch.tensor([1.0, 0.5, 0.0]), (1, 4, 8, 8), torch.device("cpu"))
+
     Args:
-        params: the CNS parameters.
-        sigmas: [steps + 1], falling, in [0, 1].
-        shape: of the latent, [B, C, ..., h, w].
-        solver: a name in `SOLVERS`.
-        progress: γ for ``gamma_source`` matrix or reference; None takes the shipped unguided matrix.
-        patch_size: 2 for FLUX.2's packed latents, 1 for others.
-        seed: of the noise streams, 0 to 2^64 - 1.
-        batch_index: of each image, 0 to B - 1 where None.
-        pin_memory: see `NoiseStreams`.
+        params: says how the noise is coloured and how much of it is added.
+        sigmas: [steps + 1], falls within 1 to 0.
+        shape: gives the latent's size, [B, C, ..., h, w].
+        device: holds the latents and the gains.
+        solver: names an entry of `SOLVERS`.
+        progress: γ to use for ``gamma_source`` matrix or reference; None takes the shipped unguided matrix.
+        patch_size: 2 unpacks FLUX.2's latents before the noise is coloured; 1 leaves latents as they are.
+        seed: starts the noise streams, 0 to 2^64 - 1.
+        batch_index: says which stream each image draws from; None counts from 0 to B - 1.
+        pin_memory: allows page-locked memory, see `NoiseStreams`.
+
+    Raises:
+        ValueError: the solver is unknown, the sigmas do not fall within 1 to 0, or the progress does not fit
+            ``gamma_source``.
     """
 
     def __init__(
@@ -63,24 +70,51 @@ class CNSRun:
         self.solver, self.patch_size = find_solver(solver), patch_size
         self.s_churn, self.energy_scale = params.active_churn, params.energy_scale
         self.sigmas = checked_sigmas(sigmas)
-        self._previous: tuple[Tensor, float] | None = None
+        self._previous: list[tuple[Tensor, float]] = []  # the latest first
         self._streams: NoiseStreams | None = None
+        self._white: Tensor | None = None
         if self.s_churn > 0:
             self._streams = NoiseStreams(seed, checked_batch_index(batch_index, shape[0]), self.sigmas[0], pin_memory)
             index, count = radial_bands(shape[-2] * patch_size, shape[-1] * patch_size, params.num_freq_bins)
             power = power_table(params, resolve_progress(params, progress), self.sigmas, count)
             self._gain, self._band = power.sqrt().float().to(device), index.to(device)
 
+    def draw(self, i: int, x: Tensor) -> None:
+        """Draw the noise of step i, in order, where it needs any.
+
+        A loop calls it once the model is started, before anything that waits for the device: the CPU then draws while
+        the device computes. `step` draws what was not drawn.
+
+        Args:
+            i: counts the steps from 0.
+            x: [B, C, ..., h, w] gives shape and device.
+        """
+        if self._streams is not None and self.sigmas[i + 1] > 0:
+            self._white = self._streams.draw(x.shape, x.device)
+
     def step(self, i: int, x: Tensor, denoised: Tensor) -> Tensor:
-        """x at ``sigmas[i + 1]`` from x and the predicted x0 at ``sigmas[i]``; call it once a step, in order."""
+        """Take a step; call it once for each step, in order.
+
+        Args:
+            i: counts the steps from 0.
+            x: [B, C, ..., h, w] at ``sigmas[i]``.
+            denoised: the predicted x0 at ``sigmas[i]``, in the shape of x.
+
+        Returns:
+            x at ``sigmas[i + 1]``.
+        """
         sigma, sigma_next = self.sigmas[i : i + 2]
         if sigma_next == 0:
             return denoised
+        if self._white is None:
+            self.draw(i, x)
         white = gain = x.new_empty(0)
-        if self._streams is not None:
-            white, gain = self._streams.draw(x.shape, x.device), self._gain[i][self._band]
+        if self._white is not None:
+            white, gain = self._white, self._gain[i][self._band]
+            self._white = None
         step = Step(sigma, sigma_next, self.s_churn, self.energy_scale, self.patch_size, white, gain, self._previous)
-        self._previous = (denoised, sigma)
+        if sigma_next < sigma:  # a repeated sigma has nothing to extrapolate from
+            self._previous = [(denoised, sigma), *self._previous][:HISTORY]
         return self.solver.step(x, denoised, step)
 
 
@@ -107,18 +141,27 @@ def sample_cns(
     Noise is injected after every step whose next sigma is above 0, so a schedule split in two injects at
     the split. The tilt runs over the steps of the schedule given.
 
+    >>> x, sigmas = torch.ones(1, 4, 8, 8), torch.tensor([1.0, 0.5, 0.0])
+    >>> sample_cns(lambda x, sigma: 0 * x, x, sigmas, disable=True, params=CNSParams()).shape
+    torch.Size([1, 4, 8, 8])
+
     Args:
-        model: ``model(x, sigma [B], **extra_args) -> x0``, the guided prediction.
-        x: [B, C, ..., h, w] noise at ``sigmas[0]``, any floating dtype.
-        sigmas: [steps + 1], falling from at most 1 to at least 0; any where every step is plain Euler (`is_plain`).
-        callback: called with ``{"x", "i", "sigma", "sigma_hat", "denoised"}`` before each step.
-        disable: of the progress bar.
+        model: ``model(x, sigma [B], **extra_args) -> x0`` makes the guided prediction.
+        x: [B, C, ..., h, w] holds the noise at ``sigmas[0]``, in any floating dtype.
+        sigmas: [steps + 1], falls from at most 1 to at least 0; where every step is plain Euler (`is_plain`) any
+            values are taken.
+        extra_args: go to the model; None passes nothing.
+        callback: takes ``{"x", "i", "sigma", "sigma_hat", "denoised"}`` before each step.
+        disable: True hides the progress bar.
         params, solver, progress, patch_size, batch_index, pin_memory: see `CNSRun`.
-        seed: of the injected noise; where None, ``extra_args["seed"]``, else 0.
-        accelerator: decides at which steps the model is called; where None, at each.
+        seed: starts the injected noise, 0 to 2^64 - 1; None takes ``extra_args["seed"]``, or 0 without one.
+        accelerator: decides at which steps the model is called; None calls it at each.
 
     Returns:
-        x at ``sigmas[-1]``.
+        x at ``sigmas[-1]``, in its shape and dtype.
+
+    Raises:
+        ValueError: as `CNSRun`.
     """
     extra_args = {} if extra_args is None else extra_args
     if seed is None:
@@ -143,39 +186,26 @@ def sample_cns(
     for i in trange(len(sigmas) - 1, disable=disable):
         predict = partial(model, x, sigmas[i] * s_in, **extra_args)
         denoised = predict() if accelerator is None else accelerator.x0(i, predict)
+        if run is not None:
+            run.draw(i, x)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
-        x = run.step(i, x, denoised) if run else ode_euler(x, denoised, sigmas[i], sigmas[i + 1])
+        x = run.step(i, x, denoised) if run is not None else ode_euler(x, denoised, sigmas[i], sigmas[i + 1])
     return x
 
 
-def as_numbers(sigmas: Tensor | Sequence[float]) -> list[float]:
-    """The sigmas as floats, from a device in one transfer."""
-    return sigmas.tolist() if isinstance(sigmas, Tensor) else [float(sigma) for sigma in sigmas]
-
-
-def checked_sigmas(sigmas: Tensor | Sequence[float], what: str = "CNS") -> list[float]:
-    """The sigmas as numbers in [0, 1]; what is above 1 by rounding alone becomes 1.
+def power_table(params: CNSParams, progress: ProgressMatrix, sigmas: Sequence[float], count: Tensor) -> Tensor:
+    """β² of every step and band of a schedule.
 
     Args:
-        what: needs them, for the error.
+        params: give the number of bins and the shape of the spectrum.
+        progress: says how far each band is resolved.
+        sigmas: [steps + 1], fall within 1 to 0.
+        count: [bins] modes of each band, as `radial_bands` counts them.
 
-    Raises:
-        ValueError: sigmas that do not fall, or leave 0 to 1.
+    Returns:
+        float64 [steps, bins].
     """
-    values = as_numbers(sigmas)
-    falling = all(after <= before for before, after in pairwise(values))
-    if not (falling and values[-1] >= 0.0 and 0.0 < values[0] <= 1.0 + SIGMA_ROUNDING):
-        raise ValueError(
-            f"the {len(values)} sigmas go from {values[0]:.7g} to {values[-1]:.7g}; {what} needs flow-matching sigmas "
-            "that fall from at most 1, above 0, to at least 0. "
-            f"Use a flow-matching model and its own scheduler, or turn {what} off."
-        )
-    return [min(value, 1.0) for value in values]
-
-
-def power_table(params: CNSParams, progress: ProgressMatrix, sigmas: Sequence[float], count: Tensor) -> Tensor:
-    """β² of every step and band of a schedule, float64 [steps, bins]; ``count`` from `radial_bands`."""
     steps, bins = len(sigmas) - 1, params.num_freq_bins
     rows = [
         band_power(params, progress.at(1.0 - sigma, bins), alpha_tilt(params, i, steps), count)

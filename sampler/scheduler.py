@@ -37,11 +37,15 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
     seed is 0 and packed tokens are taken as a square grid, with a warning.
 
     Args:
-        num_train_timesteps ... stochastic_sampling: the parent's.
+        num_train_timesteps ... stochastic_sampling: go to the parent.
         enable_cns, cns_*: see `CNSParams`.
-        solver: a name in `SOLVERS`.
-        patch_size: side of the patches that the latent packs into channels; where None, 2 for packed tokens
+        solver: names an entry of `SOLVERS`.
+        patch_size: gives the side of the patches that the latent packs into channels; None takes 2 for packed tokens
             [B, tokens, channels] (FLUX.1, FLUX.2) and 1 for grids [B, channels, ..., height, width].
+
+    Raises:
+        ValueError: a value is out of range, the solver is unknown, or the config asks for sigmas or noise that CNS
+            cannot work with.
     """
 
     _step_index: int | None
@@ -108,19 +112,28 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
         batch_index: Sequence[int] | None = None,
         progress: ProgressMatrix | None = None,
     ) -> None:
-        """What the next runs need and no pipeline passes on; holds until set again.
+        """Set what the next runs need and no pipeline passes on; it holds until it is set again.
 
         Args:
-            seed: of the injected noise, 0 to 2^64 - 1.
-            latent_size: (height, width) in tokens, for packed tokens of one picture each (not of a video).
-            batch_index: of each image; 0 to B - 1 where None.
-            progress: γ, where it is not the shipped matrix.
+            seed: starts the injected noise, 0 to 2^64 - 1.
+            latent_size: gives (height, width) in tokens, for packed tokens of one picture each (not of a video); None
+                takes a square and warns.
+            batch_index: says which stream each image draws from; None counts from 0 to B - 1.
+            progress: γ to use; None takes the shipped unguided matrix.
+
+        Raises:
+            ValueError: the seed is out of range.
         """
         self._seed = checked_number("seed", seed, 0, MAX_SEED, whole=True)
         self._latent_size, self._batch_index, self._progress = latent_size, batch_index, progress
 
     def set_sigmas(self, sigmas: np.ndarray | Sequence[float], device: str | torch.device | None = None) -> None:
-        """Set the schedule as it stands, where `set_timesteps` would shift it: [steps + 1], ending at 0."""
+        """Set a schedule as it stands; `set_timesteps` would shift it.
+
+        Args:
+            sigmas: [steps + 1], fall from at most 1 to 0.
+            device: holds the sigmas; None takes the CPU.
+        """
         self.sigmas = torch.as_tensor(np.asarray(sigmas), dtype=torch.float32, device=device or "cpu")
         self.timesteps = self.sigmas[:-1] * self.config.num_train_timesteps
         self.num_inference_steps = len(self.timesteps)
@@ -142,17 +155,21 @@ class FlowMatchCNSScheduler(FlowMatchEulerDiscreteScheduler):
         """One step from the predicted velocity ``ε - x0``.
 
         Args:
-            model_output: velocity, the shape of ``sample``.
-            timestep: one of ``timesteps``.
-            sample: packed tokens [B, tokens, channels] or a grid [B, channels, ..., height, width].
-            s_churn, s_tmin, s_tmax, s_noise, generator: unused, as by the parent's deterministic step; the noise
-                is set by the config and `set_run`.
-            per_token_timesteps: only without CNS, which needs one sigma for the whole picture.
+            model_output: holds the velocity, in the shape of ``sample``.
+            timestep: names the step, one of ``timesteps``.
+            sample: holds packed tokens [B, tokens, channels] or a grid [B, channels, ..., height, width].
+            s_churn, s_tmin, s_tmax, s_noise, generator: change nothing, as in the parent's deterministic step; the
+                config and `set_run` set the noise.
+            per_token_timesteps: go to the parent where CNS is off; CNS needs one sigma for the whole picture.
+            return_dict: False returns a tuple.
 
         Returns:
             the next sample, in the dtype of ``model_output``.
+
+        Raises:
+            ValueError: per_token_timesteps are given to CNS, or the size of packed tokens is unknown or does not fit.
         """
-        if self.step_index is None:  # the first step of a schedule: start the streams anew
+        if self.step_index is None:  # the first step of a schedule: start the streams again
             self._init_step_index(timestep)
             self._first = self.step_index
             self._size = self._grid_size(sample)

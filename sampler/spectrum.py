@@ -19,8 +19,12 @@ PAIRS = 6  # planes filtered at a time, two in each complex FFT
 def unpatchify(latent: Tensor, patch_size: int) -> Tensor:
     """``(c pi pj) i j -> c (i pi) (j pj)``: [B, C, h, w] to [B, C / p², h·p, w·p].
 
+    >>> unpatchify(torch.zeros(1, 128, 4, 6), 2).shape
+    torch.Size([1, 32, 8, 12])
+
     Raises:
-        ValueError: channels that are no multiple of ``patch_size²``, or not four axes while patch_size > 1.
+        ValueError: patch_size is above 1, and the latent has not four axes or its channels are not a multiple of
+            ``patch_size²``.
     """
     if patch_size == 1:
         return latent
@@ -33,8 +37,12 @@ def unpatchify(latent: Tensor, patch_size: int) -> Tensor:
 def patchify(grid: Tensor, patch_size: int) -> Tensor:
     """The inverse of `unpatchify`: [B, C, H, W] to [B, C·p², H / p, W / p].
 
+    >>> patchify(torch.zeros(1, 32, 8, 12), 2).shape
+    torch.Size([1, 128, 4, 6])
+
     Raises:
-        ValueError: height or width that is no multiple of ``patch_size``, or not four axes while patch_size > 1.
+        ValueError: patch_size is above 1, and the grid has not four axes or its height or width is not a multiple of
+            ``patch_size``.
     """
     if patch_size == 1:
         return grid
@@ -54,6 +62,13 @@ def radial_bands(height: int, width: int, num_bins: int) -> tuple[Tensor, Tensor
     ``band = floor(r / r_max · (bins - 1))``, in float32 as the authors' ``cns_sde`` does it, so that no
     mode changes its band by rounding.
 
+    >>> radial_bands(2, 2, 8)[0].tolist()
+    [[0, 4], [4, 7]]
+
+    Args:
+        height, width: give the size of the unpatchified grid.
+        num_bins: counts the bands.
+
     Returns:
         index int64 [height, width // 2 + 1] for the ``rfft2`` grid, count float64 [num_bins].
     """
@@ -66,7 +81,16 @@ def radial_bands(height: int, width: int, num_bins: int) -> tuple[Tensor, Tensor
 
 
 def alpha_tilt(params: CNSParams, step: int, steps: int) -> float:
-    """α of a step: from ``alpha_tilt_start`` at the first to ``alpha_tilt_end`` at the last of ``steps``."""
+    """α of a step: from ``alpha_tilt_start`` at the first to ``alpha_tilt_end`` at the last of ``steps``.
+
+    >>> alpha_tilt(CNSParams(), 0, 28)
+    0.15
+
+    Args:
+        params: give both ends and the curve between them.
+        step: counts from 0.
+        steps: counts the steps of the schedule.
+    """
     p = step / max(steps - 1, 1)
     if params.alpha_exp_interp:
         p = math.expm1(params.alpha_exp_sharpness * p) / math.expm1(params.alpha_exp_sharpness)
@@ -80,8 +104,10 @@ def band_power(params: CNSParams, gamma_row: Tensor, alpha: float, count: Tensor
     β ∝ (max(1 - γ/d, 0) · e^{αf})^p. Where every residual on the grid is 0, the tilt alone.
 
     Args:
-        gamma_row: [bins] progress of each band.
-        count: [bins] modes of each band, from `radial_bands`.
+        params: give the formula, the divider and the power.
+        gamma_row: [bins], holds the progress of each band.
+        alpha: tilts the spectrum, see `alpha_tilt`.
+        count: [bins], holds the modes of each band, from `radial_bands`.
 
     Returns:
         float64 [bins].
@@ -102,9 +128,14 @@ def band_power(params: CNSParams, gamma_row: Tensor, alpha: float, count: Tensor
 def spectral_gain(params: CNSParams, gamma_row: Tensor, alpha: float, height: int, width: int) -> Tensor:
     """Gain β for ``rfft2`` of a height x width grid; white unit noise keeps variance 1. No energy_scale.
 
+    >>> spectral_gain(CNSParams(), torch.zeros(32), 0.0, 8, 8).unique().tolist()
+    [1.0]
+
     Args:
-        gamma_row: [bins] progress in [0, 1].
-        alpha: tilt of this step, see `alpha_tilt`.
+        params: give the formula, the divider and the power.
+        gamma_row: [bins], holds the progress of each band in [0, 1].
+        alpha: tilts the spectrum, see `alpha_tilt`.
+        height, width: give the size of the unpatchified grid.
 
     Returns:
         float32 [height, width // 2 + 1].
@@ -116,9 +147,13 @@ def spectral_gain(params: CNSParams, gamma_row: Tensor, alpha: float, height: in
 def color_noise(white: Tensor, gain: Tensor, patch_size: int) -> Tensor:
     """White noise filtered by ``gain`` on the unpatchified grid.
 
+    >>> color_noise(torch.zeros(1, 128, 4, 4), torch.ones(8, 5), patch_size=2).shape
+    torch.Size([1, 128, 4, 4])
+
     Args:
-        white: [B, C, h, w], or [B, ..., h, w] where patch_size is 1; the last two axes are space.
-        gain: [h·p, w·p // 2 + 1], radial, from `spectral_gain`, on the same device.
+        white: [B, C, h, w], or [B, ..., h, w] where patch_size is 1, holds the noise; the last two axes are space.
+        gain: [h·p, w·p // 2 + 1], weighs each mode by its radius, from `spectral_gain`, on the same device.
+        patch_size: 2 for FLUX.2's packed latents, 1 for others.
 
     Returns:
         coloured noise of the shape and dtype of ``white``; an image's does not depend on its batch mates.

@@ -94,7 +94,8 @@ class Server:
             if self._process.poll() is not None:
                 raise RuntimeError(f"ComfyUI ended while starting:\n{self.log.read_text()[-4000:]}")
             try:
-                self.get("/system_stats")
+                stated = self.get("/system_stats")["system"]["comfyui_version"]
+                self.version = tuple(int(number) for number in stated.split(".")[:2])
                 return
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.5)
@@ -140,7 +141,8 @@ class Server:
                 if isinstance(message, bytes):
                     heard.take(message)
                     continue
-                kind, data = (event := json.loads(message))["type"], event["data"]
+                event = json.loads(message)
+                kind, data = event["type"], event["data"]
                 if data.get("prompt_id") != prompt_id:
                     continue
                 if kind == "progress":

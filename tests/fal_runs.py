@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fal_server import KEY, FalServer
 from klein_cns.remote.journal import NAME as JOURNAL
 from klein_cns.remote.limits import Waits
@@ -83,6 +84,22 @@ class Machine:
     def state(self) -> str | None:
         rows = self.rows()
         return rows[-1]["state"] if rows else None
+
+
+class Interrupt(BaseException):
+    """As ComfyUI's InterruptProcessingException: not an Exception."""
+
+
+@pytest.fixture(name="fal")
+def fal_fixture() -> Iterator[FalServer]:
+    server = FalServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(name="machine")
+def machine_fixture(fal: FalServer, tmp_path: Path) -> Machine:
+    return Machine(tmp_path, fal)
 
 
 def with_a_new_field(folder: Path) -> None:

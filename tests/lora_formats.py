@@ -118,7 +118,7 @@ FORMATS = {
     ),
 }  # fmt: skip
 
-# The form of `lora_new_form`, which is none of the package's.
+# The form of `lora_new_form`, which the package does not have.
 NEW_FORM = {
     "transformer.<diffusers> rank one": Format("diffusers", dotted("transformer."), "rank one", alpha=True),
     "lora_unet_<BFL> rank one": Format("bfl", joined("lora_unet_"), "rank one", alpha=True),

@@ -28,7 +28,7 @@ def files_of_the_clone():
 def built(tmp_path_factory):
     """The folder with the sdist and the wheel, built from a copy as a fresh clone is."""
     if not (ROOT / ".git").exists():
-        pytest.skip("this is no clone, so nothing says which files belong into the sdist")
+        pytest.skip("this is not a clone, so nothing says which files belong into the sdist")
     clone = tmp_path_factory.mktemp("clone")
     for name in files_of_the_clone():
         (clone / name).parent.mkdir(parents=True, exist_ok=True)

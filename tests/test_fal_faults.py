@@ -17,8 +17,8 @@ from typing import Any
 
 import httpx
 import pytest
-from fal_runs import PROMPT, QUICK, Machine, order
-from fal_server import FalServer, answer, drop, png, stall, truncated
+from fal_runs import PROMPT, QUICK, Machine, fal_fixture, order  # noqa: F401 - fixtures
+from fal_server import answer, drop, png, stall, truncated
 from klein_cns.remote.errors import RemoteError
 
 OK = None  # the run brings its picture
@@ -141,7 +141,7 @@ CASES = [
         **faulty(submit=answer(200, {}, accept=True)),
     ),
     Case(
-        "id that is none",
+        "id that cannot be used",
         1,
         "lost",
         "holds no request id",
@@ -187,7 +187,11 @@ CASES = [
     ),
     Case("429, then taken", 1, "saved", OK, **faulty(submit=answer(429, {"detail": "slow down"}, Retry_After="0"))),
     Case(
-        "429 with a Retry-After that is no number", 1, "saved", OK, **faulty(submit=answer(429, Retry_After="\u00b2"))
+        "429 with a Retry-After that is not a number",
+        1,
+        "saved",
+        OK,
+        **faulty(submit=answer(429, Retry_After="\u00b2")),
     ),
     Case("429 with a Retry-After that is waited for", 1, "saved", OK, **faulty(submit=answer(429, Retry_After="1"))),
     Case(
@@ -640,9 +644,13 @@ CASES = [
         **faulty(file=FOREVER(dribble)),
     ),
     Case(
-        "web page as file", 1, "completed", "is saved as .*_0.bin, but it is no PNG", **faulty(file=answer(200, HTML))
+        "web page as file",
+        1,
+        "completed",
+        "is saved as .*_0.bin, but it is not a",
+        **faulty(file=answer(200, HTML)),
     ),
-    Case("spoiled file", 1, "completed", "cannot be decoded .*fetches it anew", **faulty(file=answer(200, PARTIAL))),
+    Case("spoiled file", 1, "completed", "cannot be decoded .*fetches it again", **faulty(file=answer(200, PARTIAL))),
     Case("oversized file", 1, "completed", "larger than 0 MiB", run={"max_file": 50}),
     Case(
         "too many pixels",
@@ -732,20 +740,13 @@ CASES = [
         "inline, spoiled",
         1,
         "submitted",
-        "no base64.*Run again",
-        (1, "no base64"),
+        "not base64.*Run again",
+        (1, "not base64"),
         **responding(image(url="data:image/png;base64,%")),
     ),
     # money
     Case("too expensive", 0, None, "costs \\$0.0400, more than max_cost_usd 0.01", run={"max_cost_usd": 0.01}),
 ]
-
-
-@pytest.fixture
-def fal():
-    server = FalServer()
-    yield server
-    server.close()
 
 
 def outcome(machine, ordered, **options):

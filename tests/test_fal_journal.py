@@ -13,30 +13,14 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from fal_runs import QUICK, Machine, order
-from fal_server import FalServer, answer, drop, stall
+from fal_runs import QUICK, Interrupt, Machine, fal_fixture, machine_fixture, order  # noqa: F401 - fixtures
+from fal_server import answer, drop, stall
 from klein_cns.remote import journal as journals
 from klein_cns.remote.errors import JournalError, OverLimit, RemoteError, Taken
 from klein_cns.remote.journal import Journal, as_text, overview
 
 NAME = journals.NAME
 NOW = datetime(2026, 3, 5, 14, 0, tzinfo=timezone(timedelta(hours=2)))
-
-
-class Interrupt(BaseException):
-    pass
-
-
-@pytest.fixture
-def fal():
-    server = FalServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def machine(fal, tmp_path):
-    return Machine(tmp_path, fal)
 
 
 def timed_out(machine):
@@ -438,7 +422,7 @@ def test_the_overview_of_nothing_and_of_a_damaged_journal(tmp_path):
     nothing = overview(tmp_path / "nowhere", NOW, NOW)
     assert nothing == {"open": [], "session_usd": 0.0, "day_usd": 0.0} and "No request is open" in as_text(nothing)
     assert not (tmp_path / "nowhere").exists()
-    (tmp_path / NAME).write_bytes(b"this is no database" * 100)
+    (tmp_path / NAME).write_bytes(b"this is not a database" * 100)
     with pytest.raises(JournalError, match="not a database"):
         overview(tmp_path, NOW, NOW)
 

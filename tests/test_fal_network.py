@@ -13,7 +13,7 @@ import urllib.parse
 
 import pytest
 import trustme
-from fal_runs import PROMPT, QUICK, Machine, order
+from fal_runs import PROMPT, QUICK, Machine, fal_fixture, order  # noqa: F401 - fixtures
 from fal_server import KEY, FalServer, answer
 from klein_cns.remote import transfer
 from klein_cns.remote.errors import RemoteError
@@ -22,13 +22,6 @@ from klein_cns.remote.queue import connection_fault, trusted_certificates
 
 IDENTITY, SECRET = KEY.split(":")
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
-
-
-@pytest.fixture
-def fal():
-    server = FalServer()
-    yield server
-    server.close()
 
 
 @pytest.fixture(autouse=True)

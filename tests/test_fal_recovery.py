@@ -17,30 +17,14 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from fal_runs import QUICK, Machine, order
-from fal_server import KEY, FalServer, answer, drop, png, stall
+from fal_runs import QUICK, Interrupt, Machine, fal_fixture, machine_fixture, order  # noqa: F401 - fixtures
+from fal_server import KEY, answer, drop, png, stall
 from klein_cns.remote.errors import RemoteError
 from klein_cns.remote.journal import NAME as JOURNAL
 from klein_cns.remote.journal import overview
 
 CHILD = Path(__file__).with_name("fal_child.py")
 POINTS = ("submit", "status", "result", "file")
-
-
-class Interrupt(BaseException):
-    """As ComfyUI's InterruptProcessingException: no Exception."""
-
-
-@pytest.fixture
-def fal():
-    server = FalServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def machine(fal, tmp_path):
-    return Machine(tmp_path, fal)
 
 
 def start(base, fal, *more):
@@ -68,6 +52,13 @@ def interrupted(machine, fal, point, **options):
         machine.run(check=check, **options)
     assert len(since) == 1
     return time.monotonic() - since[0]
+
+
+def test_the_place_in_the_queue_is_said_in_words(fal, machine):
+    fal.queued = 2
+    machine.run()
+    places = [line.rpartition(", ")[0] for line in machine.said if "queue" in line]
+    assert places == ["in fal's queue, position 1", "next in fal's queue"]
 
 
 def test_interrupt_in_the_queue_cancels_and_the_next_run_submits_anew(fal, machine):
@@ -241,7 +232,7 @@ def test_resubmit_lost_buys_once_a_run(fal, machine, broken):
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
 @pytest.mark.parametrize("taken", [True, False], ids=["cancelled", "not yet asked"])
 def test_kill_while_cancelling(fal, machine, tmp_path, taken):
-    """The next run submits anew only if fal did cancel."""
+    """The next run submits again only if fal did cancel."""
     fal.queued = 10**6
     fal.fail(cancel=stall(60, accept=taken))
     child = start(tmp_path, fal, "interrupt")
@@ -545,7 +536,7 @@ def test_recover_by_id(fal, machine, tmp_path):
     assert other.run(recover_request_id=paid.request_id).images and len(fal.seen) == seen
     assert machine.run(recover_request_id=paid.request_id).images and len(fal.seen) == seen
     assert fal.posts == 1
-    for wrong, says in (("no-such-request", "does not know the request"), ("../../x", "is no request id")):
+    for wrong, says in (("no-such-request", "does not know the request"), ("../../x", "is not a request id")):
         with pytest.raises(RemoteError, match=says):
             other.run(recover_request_id=wrong, resubmit_lost=True)
     assert fal.posts == 1
@@ -586,7 +577,7 @@ def test_what_is_recovered_is_the_result_of_the_lost_submission(fal, machine, ki
 
 def test_without_a_writable_journal_nothing_is_submitted(fal, machine):
     machine.folder.mkdir(parents=True)
-    (machine.folder / JOURNAL).write_bytes(b"this is no database" * 100)
+    (machine.folder / JOURNAL).write_bytes(b"this is not a database" * 100)
     with pytest.raises(RemoteError, match="journal .* cannot be used .*nothing was submitted"):
         machine.run()
     assert fal.posts == 0

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from endpoint_facts import BOTH, EDIT_ALONE, PRESETS, REQUIRED, complete_request
-from fal_runs import Machine, order, with_a_new_field
-from fal_server import KEY, FalServer, answer, drop, png
+from fal_runs import Machine, fal_fixture, order, with_a_new_field  # noqa: F401 - fixtures
+from fal_server import KEY, answer, drop, png
 from klein_cns.endpoint import IMAGE_SIZES
 from klein_cns.remote import fields as fal_fields
 from klein_cns.remote.errors import RemoteError
@@ -38,13 +38,6 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
 KLEIN_FP8 = {"transformer": 9 * GIB, "text_encoder": 8 * GIB, "vae": GIB // 4}  # about the sizes of the usual files
-
-
-@pytest.fixture
-def fal():
-    server = FalServer()
-    yield server
-    server.close()
 
 
 @pytest.mark.parametrize("name", [*BOTH, *EDIT_ALONE])
@@ -265,7 +258,7 @@ def test_a_failed_upload_submits_nothing(fal, tmp_path, monkeypatch, fault):
 def test_decoding_is_bounded():
     with pytest.raises(RemoteError, match="more than 16777216 pixels"):
         decode(png((4097, 4096)))
-    with pytest.raises(RemoteError, match="no PNG, JPEG or WebP"):
+    with pytest.raises(RemoteError, match="not a PNG, JPEG or WebP"):
         decode(b"GIF89a" + bytes(20))
     with pytest.raises(RemoteError, match="cannot be decoded"):
         decode(png((300, 300))[:200])

@@ -169,7 +169,7 @@ def test_sde_keeps_every_marginal_in_the_limit_of_small_steps(exponent):
     variance = np.ones((GRID, GRID))
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas[:-1])):
         gain = spectral_gain(params, shipped_progress().at(1 - sigma, 32), alpha_tilt(params, i, 2000), GRID, GRID)
-        step = Step(sigma, sigma_next, 1.0, 1.0, 1, impulse.float(), gain, None)
+        step = Step(sigma, sigma_next, 1.0, 1.0, 1, impulse.float(), gain, ())
         denoise = torch.from_numpy((1 - sigma) * power / ((1 - sigma) ** 2 * power + sigma**2))
         predicted = torch.fft.ifft2(torch.fft.fft2(impulse) * denoise).real
         silent = step._replace(white=torch.zeros(1, 1, GRID, GRID))

@@ -73,7 +73,7 @@ def test_a_drive_of_windows_is_part_of_the_path(path, monkeypatch):
         assert parse_loras([given]) == [LoraSpec(path, 1.0)]
     for scale in (0.5, -2.0):
         assert parse_loras([f"{path}:{scale}", (path, scale)]) == [LoraSpec(path, scale)] * 2
-    with pytest.raises(ValueError, match="'strong' after the colon is no number"):
+    with pytest.raises(ValueError, match="'strong' after the colon is not a number"):
         parse_loras([f"{path}:strong"])
 
 
@@ -91,7 +91,7 @@ def test_a_folder_of_one_letter_may_have_a_scale(tmp_path, monkeypatch):
         ("missing.safetensors:0.5", "LoRA missing.safetensors does not exist"),
         ("C:/missing.safetensors", "LoRA missing.safetensors does not exist"),
         ("C:/missing.safetensors:0.5", "LoRA missing.safetensors does not exist"),
-        ("a.safetensors:strong", "'strong' after the colon is no number"),
+        ("a.safetensors:strong", "'strong' after the colon is not a number"),
         ("a.safetensors:nan", "scale of LoRA a.safetensors is nan"),
         (("a.safetensors", 10**400), "scale of LoRA a.safetensors is 10+.*; it must be a finite number"),
         ("a" * 300 + ".safetensors:0.5", "LoRA a+.* cannot be read"),
@@ -113,7 +113,7 @@ def test_four_are_too_many(own, tmp_path):
     with pytest.raises(ValueError, match="4 LoRAs were given; at most 3"):
         own.set_loras([str(file)] * 4)
     (tmp_path / "a.ckpt").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"a.ckpt is no .safetensors file"):
+    with pytest.raises(ValueError, match=r"a.ckpt is not a .safetensors file"):
         own.set_loras([str(tmp_path / "a.ckpt")])
 
 
@@ -148,7 +148,7 @@ def test_a_file_that_would_apply_in_part_is_refused_and_leaves_nothing_behind(ow
         assert own.loras == []
         assert torch.equal(own("a cat", **SMALL).latents, plain), what
     file.write_bytes(b"\xff" * 100)
-    with pytest.raises(ValueError, match=r"LoRA bad.safetensors is no safetensors file"):
+    with pytest.raises(ValueError, match=r"LoRA bad.safetensors is not a safetensors file"):
         own.set_loras([str(file)])
 
 

@@ -105,10 +105,10 @@ def test_what_would_apply_in_part_or_wrongly_is_refused(file):
         (without(*(Q.format(1, "k", half) for half in "AB")), r"only part of q, k and v in .*1\.img_attn\.qkv: k is"),
         ({**whole, up: torch.randn(256, 2)}, r"as 256x128, but the model is .*, there it is 128x128"),
         ({**whole, up: torch.randn(128, 3)}, r"factors of different rank for .*: 3 and 2"),
-        ({**whole, up: torch.randn(128)}, r"holds up of .* in the shape \[128\], which is no matrix"),
+        ({**whole, up: torch.randn(128)}, r"holds up of .* in the shape \[128\], which is not a matrix"),
         ({**whole, up: torch.full((128, 2), float("nan"))}, r"holds NaN or infinite values in up of transformer\."),
         ({**whole, Q.format(1, "v", "A"): torch.full((2, 128), -float("inf"))}, r"NaN or infinite values in down of"),
-        ({**whole, up.replace("lora_B.weight", "alpha"): torch.tensor(float("nan"))}, r"has as alpha of .* no finite"),
+        ({**whole, up.replace("lora_B.weight", "alpha"): torch.tensor(float("nan"))}, r"no finite number as alpha of"),
         ({**whole, up.replace("lora_B.weight", "diff"): torch.ones(128, 128)}, r"in two forms at once, LoRA and diff"),
         ({**whole, up.replace("lora_B", "lora_up"): torch.ones(128, 2)}, r"gives up of .* twice"),
         ({**whole, **low_rank("double_blocks.0.img_attn.qkv", 384, prefix="")}, r"changes one weight twice, as do"),
@@ -171,7 +171,7 @@ def test_an_alpha_that_is_not_used_may_be_too_large_for_its_type(file, alpha):
 def test_an_alpha_that_is_used_or_no_number_must_be_finite(file, factors, alpha, config):
     tensors = {f"transformer.proj_out.{name}": tensor for name, tensor in {**factors, "alpha": alpha}.items()}
     (file.parent / "adapter_config.json").write_text(json.dumps(config))
-    refused(file, tensors, r"has as alpha of transformer\.proj_out no finite number")
+    refused(file, tensors, r"has no finite number as alpha of transformer\.proj_out")
 
 
 @pytest.mark.parametrize("fused", ["attn.to_qkv", "attn.to_added_qkv", "attn.qkv", "attn.added_qkv"])
@@ -305,8 +305,8 @@ def test_what_klein_lacks_is_left_out_and_reported(file):
         "transformer.proj_out": "OFT is not supported",
         "transformer.double_stream_modulation_img.linear": "it replaces the weight, which no strength can scale",
         "transformer.single_transformer_blocks.0.attn.to_out": "Tucker factors belong to convolutions, klein has none",
-        "lora_te1_text_model_encoder_layers_0_mlp_fc1": "a text encoder's weight; a klein LoRA changes the transformer "
-        "alone",
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1": "a text encoder's weight; a klein LoRA changes only "
+        "the transformer",
     }
     assert (lora.report.applied, lora.report.total) == (7, 14)
     text = str(lora.report)
@@ -364,15 +364,15 @@ def test_a_norms_scale_may_change(file):
         ('{"lora_alpha": 1e999}', "must be a finite number"),
         ('{"use_rslora": 1}', "use_rslora in its config is '1'"),
         ('{"alpha_pattern": {"to_q": null}}', "alpha_pattern has 'None'"),
-        ('{"alpha_pattern": {"((a+)+)+x": 1}}', "is no simple pattern of module names"),
-        ('{"alpha_pattern": {"(": 1}}', "is no simple pattern"),
+        ('{"alpha_pattern": {"((a+)+)+x": 1}}', "is not a simple pattern of module names"),
+        ('{"alpha_pattern": {"(": 1}}', "is not a simple pattern"),
         ('{"init_lora_weights": "pissa_niter_4"}', "started by 'pissa_niter_4', which changes the base weights too"),
         ('{"fan_in_fan_out": true}', "uses fan_in_fan_out of peft, which is not supported"),
         ('{"use_qalora": true}', "uses use_qalora of peft"),
         ('{"alora_invocation_tokens": [1, 2]}', "uses alora_invocation_tokens of peft"),
-        (json.dumps({"rank_pattern": {"(.|.)" * 30 + "!": 1}}), "rank_pattern .* is no simple pattern"),
-        (json.dumps({"alpha_pattern": {".?" * 30 + "!": 1}}), "is no simple pattern"),
-        (json.dumps({"alpha_pattern": {"(.|.)" * 30 + "!": 1}}), "is no simple pattern"),
+        (json.dumps({"rank_pattern": {"(.|.)" * 30 + "!": 1}}), "rank_pattern .* is not a simple pattern"),
+        (json.dumps({"alpha_pattern": {".?" * 30 + "!": 1}}), "is not a simple pattern"),
+        (json.dumps({"alpha_pattern": {"(.|.)" * 30 + "!": 1}}), "is not a simple pattern"),
         (json.dumps({"alpha_pattern": dict.fromkeys(map(str, range(300)), 1)}), "has 300 patterns; at most 256"),
         ('{"use_dora": true}', "says in its config that it is a DoRA, but has no magnitude"),
         ("9" * 3_000_000, "is larger than"),
@@ -628,7 +628,7 @@ def test_hostile_headers(file):
             load_lora(file, TINY)
         assert time.process_time() - start < 5
     file.write_bytes(struct.pack("<Q", 2**60) + b"{}")
-    with pytest.raises(LoraError, match="is no safetensors file"):
+    with pytest.raises(LoraError, match="is not a safetensors file"):
         load_lora(file, TINY)
 
 

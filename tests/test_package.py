@@ -62,7 +62,7 @@ def git(*args):
 def tracked():
     """The files that a clone holds."""
     if not (ROOT / ".git").exists():
-        pytest.skip("this is no clone, so nothing says which files belong to it")
+        pytest.skip("this is not a clone, so nothing says which files belong to it")
     return git("ls-files")
 
 

@@ -79,7 +79,9 @@ def test_a_long_prompt_is_kept_whole(pipeline):
     assert torch.equal(short, official)
 
 
-@pytest.mark.parametrize(("solver", "cns"), [("euler", OFF), ("euler", CNS), ("sde_2m", CNS)])
+@pytest.mark.parametrize(
+    ("solver", "cns"), [("euler", OFF), ("euler", CNS), ("sde_2m", CNS), ("sde_3m", OFF), ("sde_3m", CNS)]
+)
 def test_image_i_of_a_batch_is_the_image_alone(pipeline, photo, solver, cns):
     together = edit(pipeline, [photo], num_images=3, solver=solver, cns=cns)
     for i in range(3):
@@ -105,7 +107,7 @@ def test_cns_off_ignores_every_other_value(pipeline):
 
 
 @pytest.mark.parametrize("scheduler", ["flux2", "log_snr"])
-@pytest.mark.parametrize("solver", ["euler", "sde", "sde_2m"])
+@pytest.mark.parametrize("solver", ["euler", "sde", "sde_2m", "sde_3m"])
 def test_every_solver_on_every_schedule(pipeline, photo, scheduler, solver):
     result = edit(pipeline, [photo], scheduler=scheduler, solver=solver, cns=CNSParams(gamma_source="reference"))
     assert bool(result.pixels.isfinite().all())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from klein_cns.klein import flux2_sigmas
 from klein_cns.sampler import CNSParams, CNSRun, ProgressMatrix, reference_progress, sample_cns, shipped_progress
 from klein_cns.sampler.noise import NoiseStreams
-from klein_cns.sampler.solvers import SOLVERS, Solver
+from klein_cns.sampler.solvers import SOLVERS, Solver, Step
 from test_spectrum import PARAMS
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -70,8 +72,57 @@ def test_sde_2m_without_churn_or_with_cns_off_is_dpm_solver_2m(params):
     torch.testing.assert_close(run(params=params, solver="sde_2m"), x.float(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("params", QUIET, ids=["no churn", "off"])
+def test_sde_3m_without_churn_or_with_cns_off_integrates_the_parabola(params):
+    """The Lagrange polynomial through the last three x0, in τ = log((1-σ)/σ + .003), integrated by quadrature."""
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    x, history = noise().double(), []
+    for s, t in pairwise(SIGMAS.double().tolist()):
+        x0 = model(x.float(), torch.full((len(x),), s)).double()
+        if t == 0:
+            x = x0
+            break
+        start, end = (math.log((1 - sigma) / sigma + 0.003) for sigma in (s, t))
+        history = [(start, x0), *history][:3]
+        tau = (start + end) / 2 + (end - start) / 2 * nodes
+        slope = (end - start) / 2 * weights * np.exp(tau)  # du = e^τ dτ
+        x = t / s * x
+        for at, value in history:
+            others = [(tau - other) / (at - other) for other, _ in history if other != at]
+            x = x + t * float((slope * np.prod(others, axis=0)).sum()) * value
+    torch.testing.assert_close(run(params=params, solver="sde_3m"), x.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("sde", 1), ("sde_2m", 2), ("sde_3m", 3)])
+def test_the_order_of_a_solver(solver, order):
+    """One step on the exact path of a Gaussian of variance P, x ∝ sqrt((1-σ)²P + σ²): halving it tells the order."""
+    power, start = 4.0, 0.5
+
+    def exact(sigma):
+        return torch.full((1, 1, 1, 1), math.sqrt((1 - sigma) ** 2 * power + sigma**2), dtype=torch.float64)
+
+    def x0(sigma):
+        return (1 - sigma) * power / ((1 - sigma) ** 2 * power + sigma**2) * exact(sigma)
+
+    def error(h):
+        before, last, now, after = (1 / (1 + math.exp(k * h)) for k in (-2, -1, 0, 1))
+        assert now == start
+        empty = torch.empty(0)
+        step = Step(now, after, 0.0, 1.0, 1, empty, empty, [(x0(last), last), (x0(before), before)])
+        return abs(float(SOLVERS[solver].step(exact(now), x0(now), step) - exact(after)))
+
+    assert math.log2(error(0.02) / error(0.01)) == pytest.approx(order + 1, abs=0.1)
+
+
+@pytest.mark.parametrize("solver", ["sde_2m", "sde_3m"])
+def test_a_repeated_sigma_changes_nothing(solver):
+    sigmas = torch.tensor([1.0, 1.0, 0.8, 0.8, 0.8, 0.5, 0.2, 0.2, 0.1, 0.0])
+    found = run(sigmas=sigmas, solver=solver, params=QUIET[0])
+    torch.testing.assert_close(found, run(sigmas=sigmas.unique().flip(0), solver=solver, params=QUIET[0]))
+
+
 def test_an_unknown_solver_is_named():
-    with pytest.raises(ValueError, match="solver is 'heun'; allowed are euler, sde, sde_2m"):
+    with pytest.raises(ValueError, match="solver is 'heun'; allowed are euler, sde, sde_2m, sde_3m"):
         run(solver="heun")
 
 
@@ -84,7 +135,7 @@ def test_a_new_solver_by_the_recipe(monkeypatch):
     monkeypatch.setitem(SOLVERS, "still", Solver(still, "stays where it is"))
     sigmas = SIGMAS[:-1]
     assert torch.equal(run(sigmas=sigmas, solver="still"), noise())
-    with pytest.raises(ValueError, match="allowed are euler, sde, sde_2m, still"):
+    with pytest.raises(ValueError, match="allowed are euler, sde, sde_2m, sde_3m, still"):
         run(solver="heun")
 
 
@@ -97,12 +148,30 @@ def test_no_allowed_combination_gives_nan(params, solver):
     assert bool(out.isfinite().all())
 
 
-@pytest.mark.parametrize("solver", ["sde", "sde_2m"])
+@pytest.mark.parametrize("solver", ["sde", "sde_2m", "sde_3m"])
 def test_energy_scale_of_the_sde_solvers(solver):
     """The result is linear in the injected noise, so equal steps of energy make equal differences."""
     out = [run(sigmas=SIGMAS[:2], params=CNSParams(energy_scale=e), solver=solver) for e in (0.5, 1.0, 1.5)]
     torch.testing.assert_close(out[1] - out[0], out[2] - out[1], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(out[0], out[1])
+
+
+def test_noise_is_drawn_before_a_callback_can_wait_for_the_device(monkeypatch):
+    """A preview reads x0 and so waits for the model; the CPU's draw must not come after it."""
+    events, draw = [], NoiseStreams.draw
+
+    def recorded(self, *args):
+        events.append("draw")
+        return draw(self, *args)
+
+    def watched(*args, **kwargs):
+        events.append("model")
+        return model(*args, **kwargs)
+
+    monkeypatch.setattr(NoiseStreams, "draw", recorded)
+    options = {"params": CNSParams(), "patch_size": 2, "seed": 11, "disable": True}
+    sample_cns(watched, noise(), SIGMAS[[0, 4, 8]], callback=lambda _: events.append("callback"), **options)
+    assert events == ["model", "draw", "callback", "model", "callback"]  # the last step, to 0, injects nothing
 
 
 def test_the_default_dtype_of_torch_changes_nothing():

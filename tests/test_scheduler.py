@@ -72,7 +72,7 @@ def test_without_churn_it_is_the_plain_pipeline_bit_for_bit(pipe, photo, config)
         assert torch.equal(call(pipe, image=image), call(pipe, cns(pipe, **config), image=image))
 
 
-@pytest.mark.parametrize("solver", ["euler", "sde", "sde_2m"])
+@pytest.mark.parametrize("solver", ["euler", "sde", "sde_2m", "sde_3m"])
 def test_a_step_is_sample_cns(solver, seed):
     """The scheduler on packed tokens and the k-diffusion loop on the grid, same denoiser, same noise."""
     params = CNSParams(s_churn=0.8)

@@ -32,17 +32,24 @@ def test_known_shifts():
 
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("steps", STEPS)
-def test_log_snr_is_uniform_from_kleins_second_sigma(tokens, steps):
-    sigmas = log_snr_sigmas(steps, tokens).astype(np.float64)
-    assert len(sigmas) == steps + 1 and sigmas[0] == 1 and sigmas[-1] == 0
+def test_log_snr_is_uniform_in_the_shifted_log_snr(tokens, steps):
+    """Equal gaps in log((1-σ)/σ + c), c a tenth over klein's shift, from σ = 1 to three quarters of a step."""
+    sigmas = log_snr_sigmas(steps, tokens)
+    assert sigmas.dtype == np.float32
+    sigmas = sigmas.astype(np.float64)
+    assert len(sigmas) == steps + 1 and sigmas[0] == 1 and sigmas[-1] == 0 and np.all(np.diff(sigmas) < 0)
     if steps > 1:
-        assert sigmas[1] == flux2_sigmas(steps, tokens)[1]
-    if steps > 2:
-        assert sigmas[-2] == pytest.approx(0.1, abs=1e-6)
-        inner = sigmas[1:-1]
-        gaps = np.diff(np.log((1 - inner) / inner))
-        rounding = 2**-24 / (inner * (1 - inner))  # of float32, seen in log-SNR
+        assert sigmas[-2] == pytest.approx(0.75 / steps, rel=1e-5)
+        shift = np.exp(compute_empirical_mu(tokens, steps))
+        gaps = np.diff(np.log((1 - sigmas[:-1]) / sigmas[:-1] + 0.1 / shift))
+        rounding = 2**-24 / (sigmas * (1 - sigmas + 0.1 / shift * sigmas))[:-1]  # of float32, seen in that
         assert np.all(np.abs(gaps - gaps.mean()) <= 2 * (rounding[1:] + rounding[:-1]) + 1e-6)
+
+
+def test_log_snr_keeps_kleins_first_step_and_half_its_steps_for_high_sigmas():
+    sigmas = log_snr_sigmas(12, 4096)
+    assert 1 - sigmas[1] == pytest.approx(1 - flux2_sigmas(12, 4096)[1], rel=0.05)
+    assert (sigmas > 0.75).sum() == 6 and (sigmas[1:-1] < 0.25).sum() == 3
 
 
 @pytest.mark.parametrize(

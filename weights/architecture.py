@@ -35,7 +35,16 @@ SIZES: dict[str, tuple[int | str, int | str]] = {
 
 
 class Architecture(NamedTuple):
-    """Shapes of a FLUX.2 transformer and of the text encoder it was trained with; ``guidance``: it embeds one."""
+    """Shapes of a FLUX.2 transformer and of the text encoder it was trained with.
+
+    Attributes:
+        name: names the model to a user.
+        hidden: width of the hidden states.
+        double_blocks, single_blocks: count the blocks of each kind.
+        text_width: width of the text encoder's hidden states.
+        text_encoder: names the text encoder to a user.
+        guidance: whether the model embeds a guidance scale.
+    """
 
     name: str
     hidden: int
@@ -51,7 +60,11 @@ class Architecture(NamedTuple):
         return 3 * self.text_width
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every weight under BFL's name."""
+        """The shape of every weight under BFL's name.
+
+        >>> KLEIN_9B.shapes()["img_in.weight"]
+        (4096, 128)
+        """
         return {row.bfl: self._shape(row.bfl) for row in rows(self.double_blocks, self.single_blocks, self.guidance)}
 
     def _shape(self, name: str) -> tuple[int, ...]:
@@ -71,12 +84,25 @@ FLUX_1_WIDTHS = (3072, 4096)  # hidden, context
 
 
 def recognize(hidden: int, context: int) -> Architecture | None:
-    """The FLUX.2 model with these widths; None where no known one has them."""
+    """The FLUX.2 model with these widths; None where no known one has them.
+
+    >>> recognize(4096, 12288).name
+    'FLUX.2 [klein] 9B'
+    """
     return next((known for known in ARCHITECTURES if (known.hidden, known.context) == (hidden, context)), None)
 
 
-def architecture(hidden: int, context: int, double_blocks: int, single_blocks: int) -> Architecture:
-    """The architecture of a FLUX.2 transformer at hand; a known one's name where the widths are known."""
+def from_sizes(hidden: int, context: int, double_blocks: int, single_blocks: int) -> Architecture:
+    """The architecture of a FLUX.2 transformer; known widths give it the known model's name.
+
+    >>> from_sizes(3072, 7680, 5, 20) == KLEIN_4B
+    True
+
+    Args:
+        hidden: width of the hidden states.
+        context: width of the prompt embeddings.
+        double_blocks, single_blocks: count the blocks of each kind.
+    """
     known = TINY if (hidden, context) == (TINY.hidden, TINY.context) else recognize(hidden, context)
     name = known.name if known else f"a FLUX.2 transformer of hidden width {hidden}"
     text_encoder = known.text_encoder if known else "unknown"

@@ -1,4 +1,4 @@
-"""The files that a klein 9B Base is made of: which are needed, and a judgement of each from its header alone."""
+"""The files that a klein 9B Base is made of: which are needed, and a check of each that reads only its header."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from .identify import FLUX_2_VAE, Identity, identify
 
 
 class Wanted(NamedTuple):
-    """One file of a klein 9B Base: what it holds, its folder in ComfyUI, (usual name, repository) of each source."""
+    """One file that a klein 9B Base needs.
+
+    Attributes:
+        what: says what the file holds.
+        folder: names its folder in ComfyUI's models.
+        sources: give the usual name and the repository of each place to get it.
+    """
 
     what: str
     folder: str
@@ -54,27 +60,31 @@ ACCEPTED = {
 def check_transformer(path: str | Path) -> Identity:
     """The identity of a FLUX.2 [klein] 9B transformer; a distilled one passes and says so.
 
+    Usage: ``check_transformer("flux-2-klein-base-9b-fp8.safetensors").precision``.
+
     Args:
-        path: a safetensors file, a folder of shards, or a diffusers folder (its transformer is judged).
+        path: names a safetensors file, a folder of shards, or a diffusers folder, whose transformer is judged.
 
     Raises:
-        ValueError: a file that cannot be read, is anything else, or is incomplete.
+        ValueError: the file cannot be read, is anything else, or is incomplete; the message says what to get.
     """
     return _check(path, "transformer")
 
 
 def check_text_encoder(path: str | Path) -> Identity:
-    """The identity of a Qwen3-8B; arguments and errors as `check_transformer`."""
+    """The identity of a Qwen3-8B; arguments and errors are those of `check_transformer`."""
     return _check(path, "text_encoder")
 
 
 def check_vae(path: str | Path) -> Identity:
-    """The identity of FLUX.2's VAE; arguments and errors as `check_transformer`."""
+    """The identity of FLUX.2's VAE; arguments and errors are those of `check_transformer`."""
     return _check(path, "vae")
 
 
 def check_pair(transformer: Identity, text_encoder: Identity) -> None:
     """Refuse a text encoder that the transformer was not trained with.
+
+    Usage: ``check_pair(check_transformer("klein.safetensors"), check_text_encoder("qwen.safetensors"))``.
 
     Raises:
         ValueError: its three hidden states side by side are not as wide as the transformer's prompt embeddings.

@@ -13,7 +13,7 @@ from .header import StoredTensor, read_file_header
 class Header(NamedTuple):
     """The headers of one file, or of all shards of a folder.
 
-    ``metadata`` is the files' own; for a component of a diffusers folder, ``is_distilled`` of its model_index.json too.
+    ``metadata`` is the files' own; a component of a diffusers folder also has ``is_distilled`` of its model_index.json.
     """
 
     path: Path
@@ -29,8 +29,10 @@ class Header(NamedTuple):
 def weight_files(path: str | Path) -> list[Path]:
     """The safetensors files that hold one component: the file itself, or the shards in a folder.
 
+    Usage: ``weight_files("klein/transformer")``.
+
     Raises:
-        ValueError: nothing there, a shard missing, or several sets of weights side by side.
+        ValueError: there is no file, a shard is missing, or several sets of weights lie side by side.
     """
     path = Path(path)
     if path.is_file():
@@ -56,11 +58,13 @@ def weight_files(path: str | Path) -> list[Path]:
 def read_header(path: str | Path) -> Header:
     """The header of a safetensors file, or the merged ones of a folder's shards; no tensor is read.
 
+    Usage: ``read_header("klein.safetensors").tensors["img_in.weight"].shape``.
+
     Args:
-        path: a file, or a folder such as ``transformer`` of a diffusers folder.
+        path: names a file, or a folder such as ``transformer`` of a diffusers folder.
 
     Raises:
-        ValueError: a file that is missing, empty, truncated, damaged or no safetensors, naming it and the fault.
+        ValueError: a file is missing, empty, truncated, damaged or not a safetensors file; the message names it.
     """
     path = Path(path)
     tensors: dict[str, StoredTensor] = {}
@@ -88,7 +92,7 @@ def _index(path: Path) -> dict[str, str]:
     indices = sorted(path.glob("*.safetensors.index.json"), key=lambda file: len(file.name))
     if not indices:
         return {}
-    problem = f"{_label(path)}/{indices[0].name} is no index of shards"
+    problem = f"{_label(path)}/{indices[0].name} is not an index of shards"
     try:
         index = json.loads(indices[0].read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -98,7 +102,7 @@ def _index(path: Path) -> dict[str, str]:
         raise ValueError(f"{problem}.")
     for shard in shards.values():
         if not isinstance(shard, str) or not shard or re.search(r"[/\\:\0]", shard) or shard.startswith("."):
-            raise ValueError(f"{problem}: {shard!r} is no file name.")
+            raise ValueError(f"{problem}: {shard!r} is not a file name.")
     return shards
 
 
@@ -123,5 +127,9 @@ def _model_index(path: Path) -> dict[str, str]:
 
 
 def listed(names: list[str], most: int = 3) -> str:
-    """The first names, and dots where there are more."""
+    """The first names, and dots where there are more.
+
+    >>> listed(["a", "b", "c", "d"])
+    'a, b, c, ...'
+    """
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library too
 MAX_TENSORS = 1_000_000  # no model has as many
 MAX_NAME = 200  # characters of a name in an error
-MAX_AXES, MAX_LENGTH = 8, 2**48  # of a shape; beyond, it is no tensor but an attack on what computes its size
+MAX_AXES, MAX_LENGTH = 8, 2**48  # of a shape; a larger shape would overflow the size computation
 FOREIGN_STARTS = {
     b"GGUF": "a GGUF file",
     b"PK\x03\x04": "a PyTorch or zip archive",
@@ -28,8 +28,13 @@ BITS = {
 
 
 class StoredTensor(NamedTuple):
-    """A tensor as a header describes it: the dtype as safetensors writes it (``BF16``), the stored shape, and the byte
-    of the file that its data start at."""
+    """A tensor as a header describes it.
+
+    Attributes:
+        dtype: names the type as safetensors writes it, ``BF16``.
+        shape: gives the stored shape; packed weights store fewer columns.
+        start: counts the bytes of the file before its data.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -42,12 +47,13 @@ def read_file_header(
     """The tensors and the metadata of one safetensors file; nothing but its header is read.
 
     Args:
-        label: what errors call the file.
-        max_header: bytes; a larger header is refused unread.
-        max_tensors: more are refused before any is looked at.
+        path: names the file.
+        label: names the file in an error.
+        max_header: bounds the header's bytes; a larger header is refused unread.
+        max_tensors: bounds the tensors; more are refused before any is looked at.
 
     Raises:
-        ValueError: a file that is missing, empty, truncated, damaged or no safetensors, naming it and the fault.
+        ValueError: the file is missing, empty, truncated, damaged or not a safetensors file; the message names it.
     """
     try:
         size = path.stat().st_size
@@ -63,15 +69,15 @@ def read_file_header(
         raise ValueError(f"{label} has a header of {length} bytes; at most {max_header} are read.")
     if size < 8 or length > MAX_HEADER:
         what = next((words for sign, words in FOREIGN_STARTS.items() if start.startswith(sign)), None)
-        raise ValueError(f"{label} is {what or 'no safetensors file'}.")
+        raise ValueError(f"{label} is {what or 'not a safetensors file'}.")
     if len(text) < length:
         raise ValueError(f"{label} is truncated: its header takes {8 + length} bytes, the file has {size}.")
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{label} is no safetensors file: its header is not JSON.") from error
+        raise ValueError(f"{label} is not a safetensors file: its header is not JSON.") from error
     if not isinstance(entries, dict):
-        raise ValueError(f"{label} is no safetensors file: its header is not a table of tensors.")
+        raise ValueError(f"{label} is not a safetensors file: its header is not a table of tensors.")
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError(f"{label} is damaged: its metadata is not a table of texts.")

@@ -29,7 +29,13 @@ FLUX_2_VAE = "FLUX.2 VAE"
 
 
 class Layout(NamedTuple):
-    """Names by which a layout, and a FLUX.2 in it, is known."""
+    """Names by which a layout, and a FLUX.2 in it, is known.
+
+    Attributes:
+        name: ``bfl`` or ``diffusers``.
+        image_in, text_in: name weights that every FLUX has.
+        flux_2: names a weight that only FLUX.2 has.
+    """
 
     name: str
     image_in: str
@@ -58,11 +64,18 @@ LORA = re.compile(r"lora_|\.lora\.|lokr_|hada_|lycoris_|dora_scale|oft_blocks")
 class Identity(NamedTuple):
     """What a file of weights is.
 
-    ``kind``: transformer, text_encoder, vae, lora or unknown. ``name``: which one, in words. ``layout``: bfl,
-    diffusers, or None where a kind has only one. ``prefix``: before the layout's own names. ``precision``: the
-    formats of its matrices in words, the largest share first. ``tiny``: marked as random test weights. ``width``: of
-    the hidden states, or the latent channels of a VAE. ``context``: of the prompt embeddings a transformer takes.
-    ``lacks``: what an incomplete one misses, in words; empty for a whole one.
+    Attributes:
+        file: names the file.
+        kind: transformer, text_encoder, vae, lora or unknown.
+        name: says in words which one it is.
+        layout: bfl or diffusers; None where a kind has only one.
+        prefix: stands before the layout's own names.
+        precision: says in words how its matrices are stored, the largest share first.
+        tiny: whether it is marked as random test weights.
+        distilled: whether it is a distilled klein.
+        width: counts the hidden states, or the latent channels of a VAE; None where it is unknown.
+        context: width of the prompt embeddings that a transformer takes.
+        lacks: says in words what an incomplete one misses; empty for a whole one.
     """
 
     file: str
@@ -88,12 +101,12 @@ class Identity(NamedTuple):
 def identify(header: Header) -> Identity:
     """What the weights are, from names, stored shapes and metadata; never raises on a whole header.
 
+    Usage: ``print(identify(read_header("unknown.safetensors")))``.
+
     Packed 4-bit weights store half of their columns, so widths are read from rows or corrected for packing.
     """
-    found = next(
-        (found for judge in (_packed, _transformer, _text_encoder, _vae, _lora) if (found := judge(header))),
-        Identity("", "unknown", "unknown"),
-    )
+    judged = (judge(header) for judge in (_packed, _transformer, _text_encoder, _vae, _lora))
+    found = next((identity for identity in judged if identity is not None), Identity("", "unknown", "unknown"))
     return found._replace(
         file=header.label, precision=_precision(header), tiny=_is_marked(header), distilled=_is_distilled(header)
     )
@@ -224,7 +237,7 @@ def _is_marked(header: Header) -> bool:
 
 
 def _is_distilled(header: Header) -> bool:
-    """By what the metadata says, else by the name: published klein files are distilled unless called base."""
+    """Whether the metadata says so; without it, published klein files are distilled unless their name says base."""
     said = header.metadata.get("is_distilled", "").lower()
     if said in ("true", "false"):
         return said == "true"

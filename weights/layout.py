@@ -58,7 +58,15 @@ BLOCKS = (("double_blocks", "transformer_blocks", DOUBLE), ("single_blocks", "si
 
 
 def rows(double_blocks: int, single_blocks: int, guidance: bool = False) -> list[Row]:
-    """The rows of a whole transformer with so many blocks."""
+    """The rows of a whole transformer with so many blocks of each kind.
+
+    >>> len(rows(8, 24))
+    201
+
+    Args:
+        double_blocks, single_blocks: count the blocks of each kind.
+        guidance: adds the guidance embedding of FLUX.2 [dev].
+    """
     listed = [*ONCE, *(GUIDANCE if guidance else ())]
     for (bfl, diffusers, block), count in zip(BLOCKS, (double_blocks, single_blocks), strict=True):
         for i in range(count):
@@ -67,10 +75,18 @@ def rows(double_blocks: int, single_blocks: int, guidance: bool = False) -> list
 
 
 def names_in(table: Iterable[Row], layout: str) -> list[str]:
-    """The tensors of these rows as ``layout`` (bfl or diffusers) names them."""
+    """The tensors of these rows as ``layout`` (bfl or diffusers) names them.
+
+    >>> names_in(rows(0, 0), "diffusers")[0]
+    'x_embedder.weight'
+    """
     return [name for row in table for name in ((row.bfl,) if layout == "bfl" else row.diffusers)]
 
 
 def swap_halves(tensor: Tensor) -> Tensor:
-    """The second half of the rows above the first."""
+    """The second half of the rows above the first.
+
+    >>> swap_halves(torch.tensor([1, 2, 3, 4])).tolist()
+    [3, 4, 1, 2]
+    """
     return torch.cat(tensor.chunk(2)[::-1])

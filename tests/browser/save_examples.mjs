@@ -1,4 +1,4 @@
-// Saves every example workflow anew, as the frontend does, with its twin for the API and its picture.
+// Saves every example workflow again, as the frontend does, with its twin for the API and its picture.
 //
 // For when a node's inputs have changed. The server's `input` folder must hold ComfyUI's own example.png:
 //     PLAYWRIGHT_CORE=... CHROMIUM=... node tests/browser/save_examples.mjs http://127.0.0.1:8188

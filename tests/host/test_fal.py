@@ -190,7 +190,7 @@ def keyed(host):
     """The host once the key is written, without a restart."""
     before = failure(host, remote_graph("nokey"))
     file = host.base / "user" / "__klein_cns" / "fal_key"
-    assert "there is no fal key" in before and f"write it into {file}, readable by you alone" in before
+    assert "there is no fal key" in before and f"write it into {file}, readable only by you" in before
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(KEY)
     file.chmod(0o644)
@@ -222,7 +222,8 @@ def test_klein_on_fal_has_the_endpoints_controls_alone(host):
     inputs = {**own["required"], **own["optional"]}
     assert {name for name in inputs if "cns" in name} == {name for name in EditRequest.model_fields if "cns" in name}
     assert inputs["cns_gamma_source"][1]["options"] == ["matrix", "approximation"]
-    assert inputs["seed"][1]["control_after_generate"] == "fixed"
+    if host.version > (0, 11):  # 0.11 knows no control that starts as "fixed"
+        assert inputs["seed"][1]["control_after_generate"] == "fixed"
     for kind, options in inputs.values():
         if kind == "COMBO":
             assert options["default"] in options["options"]
@@ -236,7 +237,7 @@ def test_a_remote_edit_brings_picture_seed_id_cost_and_response(keyed, fal):
     picture = made(keyed, "edit")
     assert tuple(picture.shape) == (1, 80, 96, 3)
     assert torch.allclose(picture[0, 0, 0], torch.tensor([10, 200, 30]) / 255)
-    assert entry["outputs"]["fal"]["text"][0].startswith("$0.0400: klein_fal/")
+    assert entry["outputs"]["fal"]["text"][0].startswith("$0.0400: saved in ComfyUI's output folder as klein_fal/")
     said = texts(entry)
     assert said["seed"] == 5 and said["id"] in fal.requests
     assert said["cost"] == pytest.approx(0.04)
@@ -295,7 +296,13 @@ def test_queue_position_and_logs_show_on_the_node(keyed, fal):
     fal.queued = fal.running = 2
     lines = keyed.watch(remote_graph("shown", prompt="shown")).texts
     text = "\n".join(lines)
-    for part in ("$0.0400: submitting", "in fal's queue, position 1", "fal is at work", "denoising 14 of 28"):
+    for part in (
+        "$0.0400: submitting",
+        "in fal's queue, position 1",
+        "next in fal's queue",
+        "fal is",
+        "denoising 14 of 28",
+    ):
         assert part in text, text
 
 
@@ -327,9 +334,9 @@ def test_sentences(keyed, fal):
         ({"enable_cns": False, "cns_churn": 1.0}, "unknown CNS parameter cns_churn"),
         ({"max_usd_a_day": 0.03}, "spent today: together more than max_usd_a_day 0.03; nothing was submitted"),
         ({"image_urls": "http://a/1.png\nhttp://a/2.png\nhttp://a/3.png\nhttp://a/4.png"}, "5 pictures are given"),
-        ({"image_urls": "C:\\picture.png"}, "is no address"),
+        ({"image_urls": "C:\\picture.png"}, "is not an address"),
         ({f"images.image_{i}": ["load", 0] for i in range(5)}, "5 pictures are connected"),
-        ({"recover_request_id": "../x"}, "is no request id"),
+        ({"recover_request_id": "../x"}, "is not a request id"),
     ):
         prompt = remote_graph("refused", **changed)
         prompt["fal"]["inputs"] = {key: value for key, value in prompt["fal"]["inputs"].items() if value is not None}

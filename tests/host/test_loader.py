@@ -110,7 +110,9 @@ def test_a_distilled_file_loads_with_a_warning(server, plain):
     assert any("is the distilled klein, made for 4 steps at cfg 1, not Base" in text for text in first)
     assert any(text.startswith("random test weights, the picture will be noise: ") for text in first)
     prompt["sample"]["inputs"]["seed"] = 6  # the loader's outputs then come from the cache
-    assert server.watch(prompt).entry["outputs"]["loader"]["text"] == first
+    outputs = server.watch(prompt).entry["outputs"]
+    if server.version > (0, 11):  # the history of 0.11 leaves cached nodes out
+        assert outputs["loader"]["text"] == first
     assert torch.equal(result(server, one_step("distilled", diffusion_model=path.name)), plain)
 
 
@@ -168,6 +170,8 @@ def test_quantised_files(server, quantised, plain, kind, form):
 
 def test_comfyui_can_load_it_again(server, plain):
     """What ComfyUI does for a second GPU or a plain copy: the loader's own factory, from a file and from a folder."""
+    if server.version <= (0, 11):
+        pytest.skip("ComfyUI 0.11 makes no deep copies of a model")
     for name, loader in (("file", SINGLE), ("folder", FOLDER)):
         prompt = one_step("again", **loader)
         prompt["again"] = node("ProbeReload", model=["loader", 0], clip=["loader", 1], vae=["loader", 2])
@@ -184,7 +188,7 @@ def test_weight_dtype_and_the_text_encoder_on_the_cpu(server, plain):
 
 @pytest.mark.parametrize("name", ["diffusers/C:/tiny/transformer", "diffusers/tiny-klein/../C:/tiny/transformer"])
 def test_a_drive_in_a_name_does_not_leave_the_folder(server, name):
-    """On Windows ``C:`` in the middle of a path starts it anew; here a folder of that name stands for the drive."""
+    """On Windows ``C:`` in the middle of a path starts it again; here a folder of that name stands for the drive."""
     drive = server.base / "models" / "diffusers" / "C:"
     drive.mkdir(exist_ok=True)
     if not (drive / "tiny").exists():

@@ -155,7 +155,7 @@ def test_refusals_are_sentences(server, loras):
             )
         ),
         (stack(**ready, lora_1=7), "lora_1 is 7; give the name of a file in models/loras/, or none"),
-        (stack(**ready, lora_1="bad.safetensors"), "LoRA bad.safetensors is no safetensors file"),
+        (stack(**ready, lora_1="bad.safetensors"), "LoRA bad.safetensors is not a safetensors file"),
         (stack(**ready, lora_1=loras[0], strength_1=float("nan")), "strength_1 is nan; it must be a finite number"),
         (stack(**ready, lora_stack=["other", 1], **four), "4 LoRAs are stacked"),
         (stack(model=["other", 0], lora_1=loras[1], lora_2=loras[2], lora_3=loras[1]), "4 LoRAs are stacked"),

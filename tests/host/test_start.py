@@ -48,6 +48,6 @@ def test_an_error_has_no_path_whatever_the_clone_is_called(server, fresh):
     text = failure(fresh, prompt)
     for link in [*links, "models/loras/bad.safetensors"]:
         (fresh.base / link).unlink()
-    assert text.startswith("ValueError: LoRA bad.safetensors is no safetensors file")
+    assert text.startswith("ValueError: LoRA bad.safetensors is not a safetensors file")
     twice = "ComfyUI's own line and the end of the traceback"
-    assert fresh.log.read_text().count("LoRA bad.safetensors is no safetensors file") == 2, twice
+    assert fresh.log.read_text().count("LoRA bad.safetensors is not a safetensors file") == 2, twice

@@ -21,7 +21,10 @@ STILL = CNSParams(s_churn=0)  # plain Euler
 FLUX2 = node("Flux2Scheduler", steps=4, width=96, height=64)
 
 
-@pytest.mark.parametrize(("solver", "params"), [("euler", STILL), ("euler", CNS), ("sde_2m", FULL), ("sde_2m", STILL)])
+@pytest.mark.parametrize(
+    ("solver", "params"),
+    [("euler", STILL), ("euler", CNS), ("sde_2m", FULL), ("sde_2m", STILL), ("sde_3m", FULL), ("sde_3m", STILL)],
+)
 def test_cns_sampler_is_cns_ksampler(server, solver, params):
     ours = result(server, latents("ksampler", params=params, sampler={"solver": solver}))
     assert torch.equal(result(server, custom_sampling("custom", params, solver=solver)), ours)
@@ -33,16 +36,18 @@ def test_a_schedule_of_comfyui(server):
     assert torch.equal(result(server, custom_sampling("theirs", CNS, sigmas=sigmas)), ours)
 
 
-def test_log_snr_is_the_same_on_the_diffusers_host(server, host_pipeline):
-    ours = result(server, latents("log_snr", params=FULL, sampler={"scheduler": "log_snr", "solver": "sde_2m"}))
+@pytest.mark.parametrize("solver", ["sde_2m", "sde_3m"])
+@pytest.mark.parametrize("params", [FULL, STILL], ids=["churn", "still"])
+def test_log_snr_is_the_same_on_the_diffusers_host(server, host_pipeline, solver, params):
+    ours = result(server, latents("log_snr", params=params, sampler={"scheduler": "log_snr", "solver": solver}))
     expected = host_pipeline(
         "make it blue",
         num_inference_steps=4,
         seed=5,
-        solver="sde_2m",
+        solver=solver,
         scheduler="log_snr",
         image_size=(96, 64),
-        cns=FULL,
+        cns=params,
     ).latents
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
 
