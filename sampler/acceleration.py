@@ -213,8 +213,9 @@ def _gap(sigma_before: float, sigma: float) -> float:
 
 
 def _line_reaches(sigmas: Sequence[float], actions: Sequence[Action], known: set[Action]) -> bool:
-    """Whether the line through the last two steps of the actions ``known`` reaches the step after ``actions``."""
-    points = [sigma for sigma, action in zip(sigmas, actions, strict=False) if action in known and sigma < 1]
+    """Whether the line through the last two sigmas of the actions ``known`` reaches the step after ``actions``."""
+    known_sigmas = {sigma for sigma, action in zip(sigmas, actions, strict=False) if action in known and sigma < 1}
+    points = sorted(known_sigmas, reverse=True)
     return len(points) >= 2 and _gap(points[-1], sigmas[len(actions)]) <= STRETCH * _gap(points[-2], points[-1])
 
 
