@@ -59,7 +59,7 @@ PRESETS: dict[str, Preset] = {
         "Steps, guidance and schedule stay yours.",
     ),
     "twelve": Preset(
-        {"num_inference_steps": 12, "solver": "sde_2m", "scheduler": "log_snr", "enable_cns": False},
+        {"num_inference_steps": 12, "solver": "sde_3m", "scheduler": "log_snr", "enable_cns": False},
         "Twelve steps instead of 28, as measured in docs/fewsteps.md.",
     ),
 }

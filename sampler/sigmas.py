@@ -19,7 +19,7 @@ def as_numbers(sigmas: Tensor | Sequence[float]) -> list[float]:
 def checked_sigmas(sigmas: Tensor | Sequence[float], what: str = "CNS") -> list[float]:
     """The sigmas as numbers in [0, 1]; a first sigma that only rounding puts above 1 becomes 1.
 
-    >>> checked_sigmas(torch.tensor([1.0, 0.5, 0.0]))
+    >>> checked_sigmas([1.0000008, 0.5, 0.0])
     [1.0, 0.5, 0.0]
 
     Args:

@@ -13,6 +13,7 @@ from PIL import Image
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.json"))
 LOCAL = {
     "edit_one_picture", "edit_four_pictures_lora_cns", "masked_edit", "text_to_image", "cns_on_off", "custom_sampling",
+    "twelve_or_28",
 }  # fmt: skip
 REMOTE = {"edit_on_fal", "local_and_fal", "local_or_fal"}  # test_fal.py runs them
 
