@@ -8,7 +8,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.samplers
-import comfy_extras.nodes_flux
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -117,9 +116,8 @@ def caches(options: Mapping[str, Any]) -> list[str]:
     inside = options.get("transformer_options", {})
     holder = inside.get("easycache")  # of EasyCache and LazyCache alike
     found = [] if holder is None else [str(getattr(holder, "name", "EasyCache"))]
-    kind = getattr(comfy_extras.nodes_flux, "KV_Attn_Input", None)  # newer than the oldest ComfyUI that we run on
-    patches = inside.get("patches", {}).get("attn1_patch", [])
-    if kind is not None and any(isinstance(patch, kind) for patch in patches):
+    # By its name: ComfyUI loads its own nodes from their files, so that an import here would be another class.
+    if any(type(patch).__name__ == "KV_Attn_Input" for patch in inside.get("patches", {}).get("attn1_patch", [])):
         found.append(FLUX_KV)
     return found
 
