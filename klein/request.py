@@ -45,7 +45,7 @@ class KleinRequest:
     num_images: int = number(1, 1, 4, 1, "How many pictures to make.")
     solver: str = choice(tuple(SOLVERS), f"{SOLVER_HELP} Local only.")
     scheduler: str = choice(
-        tuple(SCHEDULES), "Sigma schedule (local only): klein's own, or uniform in log-SNR, an experiment."
+        tuple(SCHEDULES), "Sigma schedule (local only): klein's own, or log_snr, for few steps of solver sde_3m."
     )
     reference_megapixels: float = number(
         1.0, 0.1, 4.0, 0.1, "References above this size (1 = 1024 x 1024) are shrunk to it (local only)."
