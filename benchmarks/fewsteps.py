@@ -2,10 +2,11 @@
 
     python benchmarks/fewsteps.py [-o FOLDER] [--quick] [--no-comfyui]
 
-Prints Markdown tables and, with -o, writes them as fewsteps.md beside a plot fewsteps.png. Everything is measured
+Prints Markdown tables and, with -o, writes them as tables.md beside a plot fewsteps.png. Everything is measured
 against the fine ODE of the same noise: ED the energy distance in whitened space, W the error of the band powers, dev
-the relative rms deviation; each as mean ± standard deviation over seeds. Calls count every evaluation of the model, so
-that samplers of several evaluations a step take fewer steps. klein's schedule is that of 4096 tokens, 1024x1024.
+the relative rms deviation; each as mean ± standard deviation over seeds. Calls count every evaluation of the guided
+prediction, so that samplers of several evaluations a step take fewer steps. klein's schedule is that of 4096 tokens,
+1024x1024.
 
 Where a ComfyUI is found (`COMFYUI_PATH`, or ``~/comfy/ComfyUI``), every sampler it has runs on every schedule it has,
 in its own Python, and the best of them are repeated on all seeds. Left out are the CFG++ samplers, which need another
@@ -219,11 +220,11 @@ def cell(values: list[float], metric: str) -> str:
     return f"{statistics.mean(values):.{digits}f}±{spread:.{digits}f}"
 
 
-def table(head: Sequence[str], rows: Sequence[tuple[Sequence[object], Sequence[dict[str, list[float]] | None]]]) -> str:
+def table(head: Sequence[str], rows: Sequence[tuple[Sequence[object], Sequence[dict[str, list[float]]]]]) -> str:
     """Markdown: the names of each row, then ED / W / dev for each target."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for names, found in rows:
-        cells = [" / ".join(cell(one[metric], metric) for metric in METRICS) if one else "" for one in found]
+        cells = [" / ".join(cell(one[metric], metric) for metric in METRICS) for one in found]
         lines.append("| " + " | ".join([*map(str, names), *cells]) + " |")
     return "\n".join(lines)
 
@@ -252,13 +253,13 @@ def comfyui_tables(place: tuple[Path, Path], problems: list[Problem], budgets: S
         chosen: dict[tuple[str, str], list[str]] = {}
         for name in names:
             here = [row for row in rows if row[0] == name and row[1] == budget]
-            for why, row in (*((f"{m}", best(here, m)) for m in METRICS), ("all three", compromise(here))):
+            for why, row in (*((m, best(here, m)) for m in METRICS), ("all three", compromise(here))):
                 chosen.setdefault((row[2], row[3]), []).append(f"{why} on {name}")
         again = comfyui(place, problems, [budget], list(chosen))
         for (sampler, schedule), why in chosen.items():
             found = {row[0]: row[4] for row in again if row[2:4] == [sampler, schedule]}
             lines.append(([f"{sampler}, {schedule}", budget, "; ".join(why)], [found[name] for name in names]))
-    return table(["ComfyUI's sampler, schedule", "calls", "the best by", *names], lines)
+    return table(["ComfyUI's sampler, schedule", "calls, at most", "the best by", *names], lines)
 
 
 def plot(
@@ -286,7 +287,7 @@ def plot(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, help="folder for fewsteps.md and fewsteps.png")
+    parser.add_argument("-o", "--output", type=Path, help="folder for tables.md and fewsteps.png")
     parser.add_argument("--quick", action="store_true", help="one seed, few samples, no ComfyUI")
     parser.add_argument("--no-comfyui", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
@@ -315,17 +316,21 @@ def main() -> None:
     main_rows = measured(problems, MAIN + GUIDED, runs)
     unguided = [(names, found[: len(MAIN)]) for names, found in main_rows]
     guided = [(names, found[len(MAIN) :]) for names, found in main_rows]
-    parts = {
-        "Unguided": table(["solver, schedule", "steps", *MAIN], unguided),
-        "Guidance 3": table(["solver, schedule", "steps", *GUIDED], guided),
-    }
+    parts: list[str] = []
+
+    def tell(title: str, part: str) -> None:
+        parts.append(f"### {title}\n\n{part}\n")
+        print(parts[-1], flush=True)
+
+    tell("Unguided", table(["solver, schedule", "steps", *MAIN], unguided))
+    tell("Guidance 3", table(["solver, schedule", "steps", *GUIDED], guided))
 
     for guidance in (1.0, 5.0):
         names = [f"{name}, w {guidance:g}" for name in MAIN[:2]]
         problems |= {key: problem(name, guidance) for key, name in zip(names, MAIN, strict=False)}
     names = [f"{name}, w {guidance}" for guidance in (1, 5) for name in MAIN[:2]]
     few = [Ours("euler", "flux2", 28), Ours("sde_3m", "flux2", 12), Ours("sde_3m", "log_snr", 12)]
-    parts["Guidance 1 and 5"] = table(["solver, schedule", "steps", *names], measured(problems, names, few))
+    tell("Guidance 1 and 5", table(["solver, schedule", "steps", *names], measured(problems, names, few)))
 
     problems |= {f"{name}, erring": problem(name, error=0.1) for name in MAIN[:2]}
     erring = {
@@ -335,7 +340,7 @@ def main() -> None:
     names = [f"{name}, erring" for name in MAIN[:2]] + list(erring)
     churned = [Ours("sde_3m", "log_snr", 12, churn) for churn in (0.5, 1.0)] + [Ours("euler", "flux2", 28, 0.5)]
     rows = measured(problems | erring, names, few + churned)
-    parts["A denoiser with smooth errors of 0.1"] = table(["solver, schedule", "steps", *names], rows)
+    tell("A denoiser with smooth errors of 0.1", table(["solver, schedule", "steps", *names], rows))
 
     runs = [
         Ours("euler", "flux2", steps, churn)
@@ -346,7 +351,7 @@ def main() -> None:
     runs += [Ours("euler", "flux2", 28, 0.5, colour) for colour in ("guided", "white")]
     runs += [Ours("sde_3m", "log_snr", 12, 0.5, colour) for colour in ("guided", "white")]
     names = [*MAIN[:3], *GUIDED[:2]]
-    parts["Churn"] = table(["solver, schedule, churn and matrix", "steps", *names], measured(problems, names, runs))
+    tell("Churn", table(["solver, schedule, churn and matrix", "steps", *names], measured(problems, names, runs)))
 
     if not (args.quick or args.no_comfyui):
         sys.path.insert(0, str(ROOT / "tests"))
@@ -356,13 +361,11 @@ def main() -> None:
         if place is None:
             print("No ComfyUI was found; its samplers are left out.", file=sys.stderr)
         else:
-            parts["ComfyUI's own samplers"] = comfyui_tables(place, [problems[n] for n in MAIN[:3]], (12, 8))
+            tell("ComfyUI's own samplers", comfyui_tables(place, [problems[n] for n in MAIN[:3]], (12, 8)))
 
-    text = "\n\n".join(f"### {title}\n\n{part}" for title, part in parts.items())
-    print(text)
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "fewsteps.md").write_text(text + "\n")
+        (args.output / "tables.md").write_text("\n".join(parts))
         plot([row for row in main_rows if row[0][0] in [f"{a}, {b}" for a, b in curves]], MAIN + GUIDED[:1],
              args.output / "fewsteps.png")  # fmt: skip
 

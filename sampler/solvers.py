@@ -132,7 +132,7 @@ SOLVERS = {
     "euler": Solver(euler, "a step and then noise, as the endpoint does", plain=True),
     "sde": Solver(sde, "the paper's SDE, exactly", plain=True),
     "sde_2m": Solver(sde_2m, "the SDE with a second-order prediction; without noise the second-order ODE"),
-    "sde_3m": Solver(sde_3m, "the SDE with a third-order one, for few steps; without noise the third-order ODE"),
+    "sde_3m": Solver(sde_3m, "the SDE with a third-order prediction, for few steps; without noise the third-order ODE"),
 }
 DEFAULT_SOLVER = "euler"
 SOLVER_HELP = (
