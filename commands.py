@@ -152,7 +152,8 @@ def _request(args: argparse.Namespace) -> dict[str, Any]:
     request = _read_params(args.params) if args.params else {}
     if args.preset is not None:
         values = preset(args.preset)
-        _say(f"preset {args.preset}: {', '.join(f'{name} {value}' for name, value in values.items())}.")
+        listed = ", ".join(f"{name} {value}" for name, value in values.items())
+        _say(f"preset {args.preset}: {listed}. {PRESETS[args.preset].source}")
         request.update(values)
     request.update({name: getattr(args, name) for name in _request_names() if getattr(args, name, None) is not None})
     request.pop("output_format", None)  # the ending of OUT decides

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from endpoint_facts import BOTH
@@ -94,6 +96,11 @@ def test_another_gamma_source_leaves_the_matrix_of_the_preset_aside(klein, tmp_p
     run = ("generate", "-p", "x", *QUICK, "--image-size", "64x64", "-o", tmp_path / "a.png", "--preset", "endpoint")
     status, _, err = klein(*run, "--cns-gamma-source", "approximation")
     assert status == 0 and "cns_gamma_file has no effect, since cns_gamma_source is 'approximation'." in err
+
+
+def test_the_page_has_a_row_for_each():
+    page = (Path(__file__).parents[1] / "docs" / "presets.md").read_text(encoding="utf-8")
+    assert [line.split("|")[1].strip(" `") for line in page.splitlines() if line.startswith("| `")] == list(PRESETS)
 
 
 def test_an_unknown_preset_is_refused_with_the_list(klein, tmp_path):
