@@ -36,9 +36,9 @@ def loops(peer: str) -> dict[str, Callable[..., Any]]:
     found = {
         "ComfyUI's euler": sample_euler,
         "ours, CNS off": ours("euler", enable_cns=False),
-        "ours, sde_2m, CNS off": ours("sde_2m", enable_cns=False),
+        "ours, sde_3m, CNS off": ours("sde_3m", enable_cns=False),
         "ours, CNS": ours("euler"),
-        "ours, sde_2m, CNS": ours("sde_2m"),
+        "ours, sde_3m, CNS": ours("sde_3m"),
     }
     if peer:
         import importlib.util
