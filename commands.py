@@ -90,7 +90,7 @@ def _run(args: argparse.Namespace, request: dict[str, Any], pictures: list[str])
     progress = None
     if gamma_file is not None:
         shaping.append(GAMMA_FILE)
-        if cns.enable_cns and cns.gamma_source == "matrix":
+        if cns.takes_matrix:
             progress = find_progress(gamma_file)
         elif cns.enable_cns:
             _say(f"{GAMMA_FILE} has no effect, since cns_gamma_source is {cns.gamma_source!r}.")

@@ -62,18 +62,14 @@ def plot_spectrum(path: Path, sigmas: np.ndarray, size: tuple[int, int]) -> None
     from matplotlib import pyplot as plt
 
     from ..sampler import CNSParams, shipped_progress
+    from ..sampler.params import GAMMA_FILE
     from ..sampler.sampling import power_table
     from ..sampler.spectrum import radial_bands
+    from .presets import preset
 
-    guided = CNSParams(
-        formula="authors",
-        gamma_divider=25.0,
-        power_gamma=0.5,
-        energy_scale=0.998,
-        alpha_tilt_start=-0.1,
-        alpha_tilt_end=0.03,
-        alpha_exp_interp=False,
-    )
+    values = preset("paper, guided")
+    values.pop(GAMMA_FILE)  # all panels show one γ
+    guided = CNSParams.from_endpoint(values)
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     panels: list[tuple[Any, ...]] = [
         ("γ: how far each band is resolved", progress_table(sigmas), "viridis", (0, 1), None)

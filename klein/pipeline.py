@@ -166,7 +166,7 @@ class KleinPipeline:
         gamma_file = request.pop(GAMMA_FILE, None)
         fields = {"prompt": prompt, **request}
         made = KleinRequest(**fields) if "cns" in fields else KleinRequest.from_dict(fields)
-        if gamma_file is not None and progress is None and made.cns.enable_cns and made.cns.gamma_source == "matrix":
+        if gamma_file is not None and progress is None and made.cns.takes_matrix:
             progress = find_progress(gamma_file)
         return self.run(
             made,

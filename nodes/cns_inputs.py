@@ -44,7 +44,7 @@ def load_progress(params: CNSParams, gamma_file: str) -> ProgressMatrix | None:
     Raises:
         ValueError: a file that is neither shipped nor in ``models/cns_gamma``.
     """
-    if not params.enable_cns or params.gamma_source != "matrix":
+    if not params.takes_matrix:
         return None
     if gamma_file in FITS:
         return shipped_progress(gamma_file)

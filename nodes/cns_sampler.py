@@ -117,17 +117,15 @@ def sample(
         )
     extra_args = {} if extra_args is None else extra_args
     planned = plan_run(acceleration, model, sigmas, solver, extra_args)
-    tell(
-        [
-            *([planned.sentence] if planned.sentence else []),
-            *advice(params, solver, sigmas.tolist(), getattr(model.inner_model, "cfg", None)),
-            *cache_advice(model, extra_args, params.active_churn),
-        ]
-    )
+    said = advice(params, solver, sigmas.tolist(), getattr(model.inner_model, "cfg", None))
+    said += cache_advice(model, extra_args, params.active_churn)
+    if planned.sentence:
+        said.insert(0, planned.sentence)
     accelerator = None
     if planned.level != "none":
         accelerator = Accelerator(planned)
         extra_args, callback = accelerate(accelerator, model, extra_args), interruptible(callback)
+    tell(said)
     with memory_advice(LOWER):
         return sample_cns(
             model,

@@ -150,6 +150,11 @@ class CNSParams:
         """``s_churn``, or 0 where CNS is off: no noise is injected then."""
         return self.s_churn if self.enable_cns else 0.0
 
+    @property
+    def takes_matrix(self) -> bool:
+        """Whether γ is a matrix, the one that ``cns_gamma_file`` chooses."""
+        return self.enable_cns and self.gamma_source == "matrix"
+
     @classmethod
     def from_endpoint(cls, request: Mapping[str, Any]) -> CNSParams:
         """Read ``enable_cns`` (off where it is left out) and the ``cns_*`` of a whole request.

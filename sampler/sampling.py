@@ -72,33 +72,37 @@ class CNSRun:
         self.sigmas = checked_sigmas(sigmas)
         self._previous: list[tuple[Tensor, float]] = []  # the latest first
         self._streams: NoiseStreams | None = None
-        self._white: Tensor | None = None
         if self.s_churn > 0:
             self._streams = NoiseStreams(seed, checked_batch_index(batch_index, shape[0]), self.sigmas[0], pin_memory)
             index, count = radial_bands(shape[-2] * patch_size, shape[-1] * patch_size, params.num_freq_bins)
             power = power_table(params, resolve_progress(params, progress), self.sigmas, count)
             self._gain, self._band = power.sqrt().float().to(device), index.to(device)
 
-    def draw(self, i: int, x: Tensor) -> None:
-        """Draw the noise of step i, in order, where it needs any.
+    def draw(self, i: int, x: Tensor) -> Tensor:
+        """Draw the white noise of a step; call it at most once for each step, in order.
 
         A loop calls it once the model is started, before anything that waits for the device: the CPU then draws while
-        the device computes. `step` draws what was not drawn.
+        the device computes.
 
         Args:
             i: counts the steps from 0.
             x: [B, C, ..., h, w] gives shape and device.
-        """
-        if self._streams is not None and self.sigmas[i + 1] > 0:
-            self._white = self._streams.draw(x.shape, x.device)
 
-    def step(self, i: int, x: Tensor, denoised: Tensor) -> Tensor:
+        Returns:
+            float32 noise in the shape of x; an empty tensor where the step injects none.
+        """
+        if self._streams is None or self.sigmas[i + 1] == 0:
+            return x.new_empty(0)
+        return self._streams.draw(x.shape, x.device)
+
+    def step(self, i: int, x: Tensor, denoised: Tensor, white: Tensor | None = None) -> Tensor:
         """Take a step; call it once for each step, in order.
 
         Args:
             i: counts the steps from 0.
             x: [B, C, ..., h, w] at ``sigmas[i]``.
             denoised: the predicted x0 at ``sigmas[i]``, in the shape of x.
+            white: is what `draw` gave for the step; None draws it here.
 
         Returns:
             x at ``sigmas[i + 1]``.
@@ -106,12 +110,9 @@ class CNSRun:
         sigma, sigma_next = self.sigmas[i : i + 2]
         if sigma_next == 0:
             return denoised
-        if self._white is None:
-            self.draw(i, x)
-        white = gain = x.new_empty(0)
-        if self._white is not None:
-            white, gain = self._white, self._gain[i][self._band]
-            self._white = None
+        if white is None:
+            white = self.draw(i, x)
+        gain = white if self._streams is None else self._gain[i][self._band]
         step = Step(sigma, sigma_next, self.s_churn, self.energy_scale, self.patch_size, white, gain, self._previous)
         if sigma_next < sigma:  # a repeated sigma has nothing to extrapolate from
             self._previous = [(denoised, sigma), *self._previous][:HISTORY]
@@ -186,11 +187,10 @@ def sample_cns(
     for i in trange(len(sigmas) - 1, disable=disable):
         predict = partial(model, x, sigmas[i] * s_in, **extra_args)
         denoised = predict() if accelerator is None else accelerator.x0(i, predict)
-        if run is not None:
-            run.draw(i, x)
+        white = None if run is None else run.draw(i, x)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
-        x = run.step(i, x, denoised) if run is not None else ode_euler(x, denoised, sigmas[i], sigmas[i + 1])
+        x = ode_euler(x, denoised, sigmas[i], sigmas[i + 1]) if run is None else run.step(i, x, denoised, white)
     return x
 
 

@@ -302,18 +302,8 @@ class ProbeCalls:
         return (model,)
 
 
-class ProbeCalled:
+class ProbeCalled(ProbeReport):
     """Report what ProbeCalls has counted after ``after`` has run."""
-
-    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "probe", "report", (), True
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"after": ("LATENT",)}}
-
-    @classmethod
-    def IS_CHANGED(cls, **_):
-        return float("nan")
 
     def report(self, after):
         return {"ui": {"calls": [ProbeCalls.calls]}}
