@@ -53,8 +53,11 @@ def load_picture(source: str | Path | Image.Image) -> Image.Image:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             return _to_rgb(image, name)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"picture {name} cannot be read ({error}); give a whole PNG, JPEG or WebP file.") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error)
+        if isinstance(error, UnidentifiedImageError):  # whose text names an object in memory
+            reason = "its content is not a known picture format"
+        raise ValueError(f"picture {name} cannot be read ({reason}); give a whole PNG, JPEG or WebP file.") from error
 
 
 def to_pixels(image: Image.Image) -> Tensor:
