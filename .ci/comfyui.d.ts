@@ -68,6 +68,8 @@ interface ComfyNode {
   removeWidget(widget: ComfyWidget): void;
   computeSize(): [number, number];
   setSize(size: [number, number]): void;
+  getLayoutWidgets?(): ComfyWidget[];
+  isWidgetVisible?(widget: ComfyWidget): boolean;
   setDirtyCanvas(front: boolean, back: boolean): void;
 }
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..klein.presets import PRESETS
-from ..klein.sizes import latent_size
+from ..klein.sizes import latent_size, output_size, parse_image_size
 from ..sampler import CNSParams, ProgressMatrix
 from ..sampler.advice import advice
 from ..sampler.gamma_fits import UNGUIDED
@@ -28,6 +28,7 @@ KEY = "klein_noise"  # in a node's ui; the browser's modules know it too
 PATCH, CELL = 2, 8  # of klein: cells in a patch's side, pixels in a cell's
 MOST_SIDE = 16384  # pixels, as ComfyUI's own latents
 MOST_POWERS = 128
+DEFAULT_SIDE = 1024  # pixels
 # The presets speak of the request; the nodes have ComfyUI's names.
 WIDGETS = {"num_inference_steps": "steps", "guidance_scale": "cfg"}
 
@@ -45,8 +46,9 @@ def preview(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         values: hold widgets by name (``cns_*``, ``cns_gamma_file``, ``solver``, ``scheduler``, ``steps``, ``denoise``,
-            ``cfg``), ``width`` and ``height`` in pixels, and ``reference``, the power per band of an earlier run's
-            pictures. What is left out takes the endpoint's value, 1024 pixels, and no reference.
+            ``cfg``), ``width`` and ``height`` in pixels or an ``image_size`` with the ``first`` picture's [width,
+            height], and ``reference``, the power per band of an earlier run's pictures. What is left out takes the
+            endpoint's value, 1024 pixels, and no reference.
 
     Returns:
         as `as_json`, with ``advice``: sentences about the settings.
@@ -58,7 +60,7 @@ def preview(values: Mapping[str, Any]) -> dict[str, Any]:
     steps = checked_number("steps", given.pop("steps", 28), 1, MAX_STEPS, whole=True)
     denoise = checked_number("denoise", given.pop("denoise", 1.0), 0.0, 1.0)
     cfg = checked_number("cfg", given.pop("cfg", 5.0), 0.0, 100.0)
-    size = [checked_number(side, given.pop(side, 1024), 16, MOST_SIDE, whole=True) for side in ("width", "height")]
+    size = _size(given)
     solver = _one_of(SOLVERS, "solver", given.pop("solver", DEFAULT_SOLVER))
     scheduler = _one_of(SCHEDULERS, "scheduler", given.pop("scheduler", SCHEDULERS[0]))
     reference, gamma_file = given.pop("reference", None), str(given.pop(GAMMA_FILE, UNGUIDED))
@@ -127,6 +129,21 @@ def as_json(view: NoiseView, size: Sequence[int]) -> dict[str, Any]:
         **{name: _numbers(value) for name, value in view._asdict().items()},
         "size": list(size),
     }
+
+
+def _size(given: dict[str, Any]) -> tuple[int, int]:
+    """(width, height) in pixels; what was given is taken out."""
+    first, image_size = given.pop("first", None), given.pop("image_size", None)
+    sides = {side: given.pop(side, DEFAULT_SIDE) for side in ("width", "height")}
+    if first is not None:
+        if not isinstance(first, list) or len(first) != 2:
+            raise ValueError(f"first is {first!r}; give the first picture's [width, height] in pixels.")
+        first = tuple(checked_number("a side of first", side, 1, MOST_SIDE, whole=True) for side in first)
+    if image_size is not None:
+        size = parse_image_size(image_size)
+        return output_size(size, first)
+    width, height = (checked_number(side, value, 16, MOST_SIDE, whole=True) for side, value in sides.items())
+    return width, height
 
 
 def _one_of(allowed: Iterable[str], name: str, value: Any) -> str:

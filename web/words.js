@@ -8,8 +8,8 @@ const KEY = "kleinCns";
 const ENGLISH = {
   off: "CNS is off: the initial noise is white, and none is added",
   noChurn: "cns_s_churn is 0: no noise is added",
-  colour: "Noise added: red more than white, blue less",
-  progress: "γ: how far resolved",
+  colour: "Noise added",
+  progress: "Resolved (γ)",
   amount: "how much",
   coarse: "coarse",
   fine: "fine",
@@ -18,6 +18,7 @@ const ENGLISH = {
   resultAlone: "Power of the result",
   before: "Before a run: {steps} steps at {width} x {height}",
   run: "This run: {steps} steps at {width} x {height}",
+  legend: "red: more than white noise, blue: less",
   assumed: "assumed: {what}",
   size: "the size",
   schedule: "the schedule",
