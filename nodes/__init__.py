@@ -8,6 +8,7 @@ from .base_loader import KleinBaseLoader
 from .cns_inputs import add_gamma_folder
 from .cns_ksampler import CNSKSampler
 from .cns_sampler import CNSSampler
+from .cns_spectrum import CNSSpectrum
 from .decode import KleinDecode
 from .edit_conditioner import KleinEditConditioner
 from .fal_edit import KleinFalEdit
@@ -24,4 +25,4 @@ class KleinExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         local = [KleinBaseLoader, KleinLoraStack, KleinEditConditioner, CNSKSampler, CNSSampler, KleinDecode]
-        return [with_plain_errors(node) for node in (*local, KleinFalEdit, KleinFalRequests, KleinRoute)]
+        return [with_plain_errors(node) for node in (*local, KleinFalEdit, KleinFalRequests, KleinRoute, CNSSpectrum)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -36,10 +37,10 @@ def band_spectrum(latent: Tensor, patch_size: int, num_bins: int) -> Tensor:
     return torch.where(count > 0, total / count, torch.nan)
 
 
-def half_octave_spectrum(planes: Tensor) -> dict[int, float]:
+def half_octave_spectrum(planes: Tensor, cell: int = 1, check: Callable[[], object] = lambda: None) -> dict[int, float]:
     """Mean power per half octave of wavelength, so that grids of different sizes can be compared.
 
-    Half octave k holds the modes whose wavelength, in grid cells, is nearest to ``2^(k/2)`` on a logarithmic scale. The
+    Half octave k holds the modes whose wavelength in pixels is nearest to ``2^(k/2)`` on a logarithmic scale. The
     mean is removed and a Hann window applied: a picture does not repeat, and without the window the step between its
     opposite edges hides the true power of a smooth one. The window smears the two coarsest half octaves.
 
@@ -48,6 +49,8 @@ def half_octave_spectrum(planes: Tensor) -> dict[int, float]:
 
     Args:
         planes: [..., H, W], finite; H and W at least 8.
+        cell: counts the pixels of a grid cell, a power of 2: 8 for an unpatchified latent.
+        check: is called before each plane [H, W] and may raise to stop.
 
     Returns:
         power by k, of the orthonormal FFT (white unit noise has 1), averaged over the leading axes. A half octave
@@ -67,29 +70,27 @@ def half_octave_spectrum(planes: Tensor) -> dict[int, float]:
     flat = planes.detach().cpu().flatten(0, -3).double()
     power = torch.zeros(height, width, dtype=torch.float64, device="cpu")
     for plane in flat:  # one at a time: a large picture's FFT is large
+        check()
         if plane.max() == plane.min():
             continue  # without power; rounding would give it some
         centred = plane - (plane * window).sum() / window.sum()
         power += _mean_power((centred * window)[None])
     power /= len(flat) * window.square().mean()
     band = _half_octaves(height, width).flatten()
-    offset = int(band[1:].min())  # of the finest; the first mode is the mean, which has no wavelength
-    count = torch.bincount(band[1:] - offset)
-    total = torch.bincount(band[1:] - offset, weights=power.flatten()[1:])
-    return {offset + i: float(total[i] / count[i]) for i in range(len(count)) if count[i]}
+    finest = int(band[1:].min())  # the first mode is the mean, which has no wavelength
+    count = torch.bincount(band[1:] - finest)
+    total = torch.bincount(band[1:] - finest, weights=power.flatten()[1:])
+    shift = finest + 2 * (cell.bit_length() - 1)
+    return {shift + i: float(total[i] / count[i]) for i in range(len(count)) if count[i]}
 
 
-def wavelength(half_octave: int, cell: float = 1.0) -> float:
-    """Pixels of one wave in the middle of a half octave.
+def wavelength(half_octave: int) -> float:
+    """Pixels of one wave in the middle of a half octave, a key of `half_octave_spectrum`.
 
-    >>> wavelength(4), wavelength(2, cell=8.0)
-    (4.0, 16.0)
-
-    Args:
-        half_octave: is a key of `half_octave_spectrum`.
-        cell: counts the pixels of a grid cell.
+    >>> wavelength(4)
+    4.0
     """
-    return cell * 2.0 ** (half_octave / 2)
+    return 2.0 ** (half_octave / 2)
 
 
 def decibels(power: float, reference: float) -> float:

@@ -86,6 +86,8 @@ def test_sizes_are_compared_by_wavelength(seed):
     found, cut = mean_spectrum(large), mean_spectrum([one[:96, :96] for one in large])
     for k in (k for k in cut if wavelength(k) <= 24):
         assert abs(decibels(cut[k], found[k])) < 1.0
+    cells = half_octave_spectrum(large[0][None], cell=8)
+    assert {k - 6: power for k, power in cells.items()} == half_octave_spectrum(large[0][None])
 
 
 def test_band_spectrum_is_the_fft_of_the_true_grid(seed):
