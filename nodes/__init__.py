@@ -14,10 +14,14 @@ from .edit_conditioner import KleinEditConditioner
 from .fal_edit import KleinFalEdit
 from .fal_requests import KleinFalRequests
 from .lora_stack import KleinLoraStack
+from .noise_picture import presets, preview
 from .plain_errors import with_plain_errors
 from .route import KleinRoute
+from .routes import add_route
 
 add_gamma_folder()
+for name, answer in (("noise", preview), ("presets", presets)):
+    add_route(name, answer)
 
 
 class KleinExtension(ComfyExtension):

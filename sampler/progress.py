@@ -173,6 +173,20 @@ def reference_progress(latents: Tensor | Sequence[Tensor], patch_size: int, num_
     Raises:
         ValueError: there is no latent, or one holds NaN or infinite values.
     """
+    return field_progress(reference_power(latents, patch_size, num_bins))
+
+
+def reference_power(latents: Tensor | Sequence[Tensor], patch_size: int, num_bins: int = BINS) -> Tensor:
+    """Power per band of latents, where white unit noise has 1, averaged over channels and latents.
+
+    >>> reference_power(torch.zeros(1, 128, 4, 4), 2, num_bins=8).tolist()
+    [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+    Args, Raises: as `reference_progress`.
+
+    Returns:
+        float64 [num_bins].
+    """
     latents = [latents] if isinstance(latents, Tensor) else list(latents)
     if not latents:
         raise ValueError("reference progress needs at least one reference latent; none was given.")
@@ -182,7 +196,23 @@ def reference_progress(latents: Tensor | Sequence[Tensor], patch_size: int, num_
         axis=0
     )
     bands, measured = np.arange(num_bins), ~np.ma.getmaskarray(spectra)
-    power = torch.from_numpy(np.interp(bands, bands[measured], spectra[measured]))
+    return torch.from_numpy(np.interp(bands, bands[measured], spectra[measured]))
+
+
+def field_progress(power: Tensor) -> ProgressMatrix:
+    """γ of a Gaussian field, see `reference_progress`.
+
+    Args:
+        power: float64 [bins], the field's power per band, where white unit noise has 1.
+
+    Raises:
+        ValueError: a power is negative or not finite.
+    """
+    if not (power.isfinite().all() and power.min() >= 0):
+        raise ValueError(
+            f"the power of a band must be finite and not negative; found {float(power.min()):.4g} to "
+            f"{float(power.max()):.4g}."
+        )
     # rows even in log-SNR follow the steep rise of strong bands near t = 0
     t = torch.sigmoid(torch.linspace(-14, 14, 1023, dtype=torch.float64, device="cpu"))
     t = torch.cat([t.new_zeros(1), t, t.new_ones(1)])

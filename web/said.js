@@ -10,24 +10,39 @@ const CHARACTER = 6; // pixels, about
 const MOST_LINES = 18; // a longer text scrolls
 const MARGIN = 4; // pixels around the box, which the classic renderer takes from its height
 
-/** The values that a text was said about. */
+/**
+ * The values that a text was said about.
+ * @param {ComfyNode} node
+ */
 function values(node) {
   return JSON.stringify((node.widgets ?? []).filter((widget) => widget.serialize !== false).map(({ value }) => value));
 }
 
-/** Pixels that a text takes on a node, at most MOST_LINES lines. */
+/**
+ * Pixels that a text takes on a node, at most MOST_LINES lines.
+ * @param {string} text
+ * @param {number} width of the node
+ */
 function height(text, width) {
   const columns = Math.max(20, (width - 40) / CHARACTER);
   const lines = text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / columns)), 0);
   return Math.min(lines, MOST_LINES) * LINE + 12;
 }
 
+/**
+ * @param {ComfyNode} node
+ * @param {string} name of the widget to take away
+ */
 function remove(node, name) {
   const widget = node.widgets?.find((one) => one.name === name);
   if (widget) node.removeWidget(widget);
 }
 
-/** Show a text on a node; an empty one takes the box away. */
+/**
+ * Show a text on a node; an empty one takes the box away.
+ * @param {ComfyNode & {saidAbout?: string}} node
+ * @param {string} text
+ */
 function show(node, text) {
   node.properties[SAID] = text;
   node.saidAbout = values(node);
@@ -54,15 +69,22 @@ function show(node, text) {
     });
     widget.serialize = false;
   }
-  widget.element.textContent = text;
-  widget.element.style.minHeight = `${height(text, node.size[0])}px`;
+  const shown = /** @type {HTMLElement} */ (widget.element);
+  shown.textContent = text;
+  shown.style.minHeight = `${height(text, node.size[0])}px`;
   node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
   node.setDirtyCanvas(true, true);
 }
 
+/**
+ * Run a function after a method of a node's class.
+ * @param {any} type
+ * @param {string} name of the method
+ * @param {(this: any, ...given: any[]) => void} after
+ */
 function chain(type, name, after) {
   const before = type.prototype[name];
-  type.prototype[name] = function (...given) {
+  type.prototype[name] = function (/** @type {any[]} */ ...given) {
     const value = before?.apply(this, given);
     after.apply(this, given);
     return value;
