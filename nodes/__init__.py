@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .base_loader import KleinBaseLoader
+from .before_run import edit, fal, price
 from .cns_inputs import add_gamma_folder
 from .cns_ksampler import CNSKSampler
 from .cns_sampler import CNSSampler
@@ -20,7 +21,7 @@ from .route import KleinRoute
 from .routes import add_route
 
 add_gamma_folder()
-for name, answer in (("noise", preview), ("presets", presets)):
+for name, answer in (("noise", preview), ("presets", presets), ("edit", edit), ("price", price), ("fal", fal)):
     add_route(name, answer)
 
 

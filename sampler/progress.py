@@ -192,9 +192,8 @@ def reference_power(latents: Tensor | Sequence[Tensor], patch_size: int, num_bin
         raise ValueError("reference progress needs at least one reference latent; none was given.")
     if not all(latent.isfinite().all() for latent in latents):
         raise ValueError("a reference latent holds NaN or infinite values; encode the picture again.")
-    spectra = np.ma.masked_invalid([band_spectrum(latent, patch_size, num_bins).numpy() for latent in latents]).mean(
-        axis=0
-    )
+    measures = [band_spectrum(latent, patch_size, num_bins).numpy() for latent in latents]
+    spectra = np.ma.masked_invalid(measures).mean(axis=0)
     bands, measured = np.arange(num_bins), ~np.ma.getmaskarray(spectra)
     return torch.from_numpy(np.interp(bands, bands[measured], spectra[measured]))
 
