@@ -12,6 +12,7 @@ const commands = {
   load: ({ workflow, name }) => load(page, workflow, name),
   run: () => run(page),
   click: ({ text }) => page.getByText(text, { exact: true }).first().click({ timeout: 10_000 }),
+  point: ({ x, y, button }) => page.mouse.click(x, y, { button }),
   scroll: async ({ selector, pixels }) => {
     await page.locator(selector).click({ timeout: 10_000 });
     await page.mouse.wheel(0, pixels);

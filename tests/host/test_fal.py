@@ -493,9 +493,8 @@ def test_the_route_lists_what_is_open_until_it_is_collected(keyed, fal):
     def listed():
         return [one["request_id"] for one in keyed.get("/klein_cns/fal")["open"]]
 
-    fal.fail(result=[answer(404)] * 50)
-    with pytest.raises(Failed):
-        keyed.run(remote_graph("uncollected", prompt="uncollected"))
+    fal.fail(status=[answer(401)] * 9)
+    failure(keyed, remote_graph("uncollected", prompt="uncollected"))
     fal.heal()
     *_, request_id = fal.requests
     seen = len(fal.seen)
