@@ -207,6 +207,6 @@ app.registerExtension({
     const options = open.map((one) => ({
       content: describe(one), callback: () => recover(node, /** @type {string} */ (one.request_id)),
     }));
-    return [{ content: say("collectMenu"), submenu: { options } }];
+    return [{ content: say("collectMenu"), has_submenu: true, submenu: { options } }]; // which Nodes 2.0 asks for
   },
 });

@@ -61,6 +61,10 @@ class Page:
         )
         self._do("point", x=x, y=y, button="right")
 
+    def choose(self, menu: str, entry: str) -> None:
+        """Click an entry of a menu inside the menu that is open, both by exactly their texts."""
+        self._do("choose", menu=menu, entry=entry)
+
     def scroll(self, selector: str, pixels: int) -> None:
         """Click an element, and turn the mouse's wheel over it."""
         self._do("scroll", selector=selector, pixels=pixels)

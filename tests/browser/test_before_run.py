@@ -17,12 +17,11 @@ EDIT, FAL = f"{NODE}('KleinEditConditioner')", f"{NODE}('KleinFalEdit')"
 SAVED = "() => JSON.parse(JSON.stringify(window.app.graph.serialize()))"
 
 
-def workflow(name):
-    return json.loads((EXAMPLES / f"{name}.json").read_text())
-
-
-def picture_of(workflow):
-    return next(one["widgets_values"][0] for one in workflow["nodes"] if one["type"] == "LoadImage")
+def with_picture(server, photo, name):
+    """An example, with the picture that it loads, of 640 x 400, on the server."""
+    found = json.loads((EXAMPLES / f"{name}.json").read_text())
+    photo.resize((640, 400)).save(server.base / "input" / values(found, "LoadImage")[0])
+    return found
 
 
 def values(workflow, kind):
@@ -51,8 +50,7 @@ def set_widget(page, node, name, value):
 
 def test_multi_image_edit_says_size_and_tokens(server, open_page, photo):
     """And says so again when a widget or a link changes; what is saved and sent stays as it was."""
-    wanted = workflow("edit_one_picture")
-    photo.resize((640, 400)).save(server.base / "input" / picture_of(wanted))
+    wanted = with_picture(server, photo, "edit_one_picture")
     page = open_page(server)
     page.load(wanted)
     assert until(page, "together") == "Result 640 x 400: 1000 tokens; picture 1: 1000; together 2000"
@@ -68,10 +66,10 @@ def test_multi_image_edit_says_size_and_tokens(server, open_page, photo):
     assert until(page, "768") == "Result 1024 x 768: 3072 tokens; for each of 2 results"
 
 
-def test_what_the_frontend_cannot_know_is_said_to_be_unknown(server, open_page):
+def test_what_the_frontend_cannot_know_is_said_to_be_unknown(server, open_page, photo):
     """A picture that a node makes, which has not run."""
     page = open_page(server)
-    page.load(workflow("edit_one_picture"))
+    page.load(with_picture(server, photo, "edit_one_picture"))
     page(
         "() => { const made = window.LiteGraph.createNode('EmptyImage'); window.app.graph.add(made); "
         f"made.connect(0, {EDIT}, {EDIT}.findInputSlot('images.image_1')); "
@@ -89,9 +87,8 @@ def folder(server):
     shutil.rmtree(folder)
 
 
-def test_klein_on_fal_says_price_and_key(server, open_page, photo, folder, monkeypatch):
-    wanted = workflow("edit_on_fal")
-    photo.resize((640, 400)).save(server.base / "input" / picture_of(wanted))
+def test_klein_on_fal_says_price_and_key(server, open_page, photo, folder):
+    wanted = with_picture(server, photo, "edit_on_fal")
     (folder / "fal_key").write_text("the-id:the-secret")
     (folder / "fal_key").chmod(0o600)
     page = open_page(server)
@@ -105,22 +102,20 @@ def test_klein_on_fal_says_price_and_key(server, open_page, photo, folder, monke
     assert "the-secret" not in page("() => document.documentElement.outerHTML")
 
 
-def test_an_open_request_is_collected_from_the_menu(server, open_page, folder):
+def test_an_open_request_is_collected_from_the_menu(server, open_page, photo, folder):
+    wanted = with_picture(server, photo, "edit_on_fal")
     journal = Journal(folder)
     for i, cost in enumerate((0.04, None, 0.08, 0.1)):
         journal.begin(f"print{i}", "endpoint", cost, f"request-{i}")
     journal.begin("lost", "endpoint", 0.04)
     page = open_page(server)
-    page.load(workflow("edit_on_fal"))
+    page.load(wanted)
     text = until(page, "not collected")
     lines = text.split("\n")
     assert lines[1] == "Paid and not collected: 5 at fal, the newest 0 min old. Right-click this node to collect:"
     assert lines[2:] == ["no id, 0 min old, $0.04", "request-3, 0 min old, $0.10", "request-2, 0 min old, $0.08", "..."]
     page.menu(FAL)
-    page.screenshot("/tmp/menu.png")
-    page.click("Collect a request from fal")
-    page.screenshot("/tmp/menu2.png")
-    page.click("request-2, 0 min old, $0.08")
+    page.choose("Collect a request from fal", "request-2, 0 min old, $0.08")
     assert until(page, "Collects").startswith("Collects request-2 from fal: nothing is submitted or charged; ")
     prompt = page("async () => (await window.app.graphToPrompt()).output")
     assert [one["inputs"]["recover_request_id"] for one in prompt.values() if one["class_type"] == "KleinFalEdit"] == [
