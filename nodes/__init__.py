@@ -5,9 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .base_loader import KleinBaseLoader
+from .before_run import edit, fal, price
 from .cns_inputs import add_gamma_folder
 from .cns_ksampler import CNSKSampler
 from .cns_sampler import CNSSampler
+from .cns_spectrum import CNSSpectrum
 from .decode import KleinDecode
 from .edit_conditioner import KleinEditConditioner
 from .fal_edit import KleinFalEdit
@@ -19,7 +21,7 @@ from .route import KleinRoute
 from .routes import add_route
 
 add_gamma_folder()
-for name, answer in (("noise", preview), ("presets", presets)):
+for name, answer in (("noise", preview), ("presets", presets), ("edit", edit), ("price", price), ("fal", fal)):
     add_route(name, answer)
 
 
@@ -28,4 +30,4 @@ class KleinExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         local = [KleinBaseLoader, KleinLoraStack, KleinEditConditioner, CNSKSampler, CNSSampler, KleinDecode]
-        return [with_plain_errors(node) for node in (*local, KleinFalEdit, KleinFalRequests, KleinRoute)]
+        return [with_plain_errors(node) for node in (*local, KleinFalEdit, KleinFalRequests, KleinRoute, CNSSpectrum)]

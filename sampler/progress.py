@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .gamma_fits import BINS, FITS, UNGUIDED, fitted_gamma
+from .measure import band_spectrum
 from .params import CNSParams
-from .spectrum import radial_bands, unpatchify
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +190,10 @@ def reference_power(latents: Tensor | Sequence[Tensor], patch_size: int, num_bin
     latents = [latents] if isinstance(latents, Tensor) else list(latents)
     if not latents:
         raise ValueError("reference progress needs at least one reference latent; none was given.")
-    spectra = np.ma.masked_invalid([_band_spectrum(latent, patch_size, num_bins) for latent in latents]).mean(axis=0)
+    if not all(latent.isfinite().all() for latent in latents):
+        raise ValueError("a reference latent holds NaN or infinite values; encode the picture again.")
+    measures = [band_spectrum(latent, patch_size, num_bins).numpy() for latent in latents]
+    spectra = np.ma.masked_invalid(measures).mean(axis=0)
     bands, measured = np.arange(num_bins), ~np.ma.getmaskarray(spectra)
     return torch.from_numpy(np.interp(bands, bands[measured], spectra[measured]))
 
@@ -245,20 +248,6 @@ def resolve_progress(params: CNSParams, progress: ProgressMatrix | None) -> Prog
             "connect a picture or choose 'matrix'."
         )
     return shipped_progress()
-
-
-def _band_spectrum(latent: Tensor, patch_size: int, num_bins: int) -> np.ndarray:
-    """Mean FFT power per band [num_bins] of one latent; NaN where it has no mode."""
-    grid = unpatchify(latent.detach().cpu().double(), patch_size)
-    if not grid.isfinite().all():
-        raise ValueError("a reference latent holds NaN or infinite values; encode the picture again.")
-    power = torch.fft.fft2(grid, norm="ortho").abs().square().flatten(0, -3).mean(0)
-    height, width = power.shape
-    index, count = radial_bands(height, width, num_bins)
-    mirrored = torch.arange(width, device="cpu")
-    mirrored = torch.minimum(mirrored, width - mirrored)  # the rfft half holds every |fx|
-    total = torch.bincount(index[:, mirrored].flatten(), weights=power.flatten(), minlength=num_bins)
-    return torch.where(count > 0, total / count, torch.nan).numpy()
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
