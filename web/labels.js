@@ -3,17 +3,21 @@
 
 import { app } from "../../scripts/app.js";
 
+const CATEGORY = "klein"; // of this pack's nodes
+
 /**
  * Name the sockets that nobody has renamed: in the user's language where locales/ has it, else as the schema does.
  * Workflows saved before the sockets had labels carry the ends of their ids, "image_0".
  * @param {ComfyNode} node
  */
 function nameSockets(node) {
+  const definition = node.constructor.nodeData;
+  if (definition?.category !== CATEGORY) return;
   for (const input of node.inputs ?? []) {
-    const english = node.constructor.nodeData?.inputs?.[input.name]?.display_name;
-    if (!english || !input.name.startsWith("images.")) continue;
-    const own = input.label && input.label !== english && input.name !== `images.${input.label}`;
-    if (own) continue;
+    const english = definition.inputs?.[input.name]?.display_name;
+    if (!english || input.widget) continue;
+    const renamed = input.label && input.label !== english && input.name !== `images.${input.label}`;
+    if (renamed) continue;
     const translated = input.localized_name && input.localized_name !== input.name;
     input.label = translated ? undefined : english;
   }
