@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import urllib.request
 
 import pytest
-from translations import LANGUAGES, LOCALES, leaves, read
+from translations import LANGUAGES, LOCALES, ROOT, leaves, read
 
 # Inputs and outputs that keep their names: the endpoints, errors and shared recipes say them, or ComfyUI's own locales
 # leave them as they are. Every cns_* does too.
@@ -106,3 +107,12 @@ def test_comfyui_serves_them(server):
         own = {"nodeDefs": read(LOCALES / language / "nodeDefs.json"), **read(LOCALES / language / "main.json")}
         for key, value in own.items():
             assert served[language][key] == value, language
+
+
+@pytest.mark.parametrize("language", ["ja", "zh"])
+def test_comfyui_serves_the_help_pages(server, schemas, language):
+    for name in schemas:
+        page = f"{name}/{language}.md"
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/extensions/klein-cns/docs/{page}") as answer:
+            assert answer.read() == (ROOT / "web" / "docs" / page).read_bytes(), page
+            assert answer.headers.get_content_type() != "text/html", page  # which the frontend takes for a missing page
