@@ -27,6 +27,7 @@ interface ComfyWidget {
 interface ComfySlot {
   name: string;
   label?: string;
+  localized_name?: string;
   link?: number | null;
   links?: number[] | null;
   widget?: { name: string };
