@@ -21,13 +21,14 @@ from .route import KleinRoute
 from .routes import add_route
 
 add_gamma_folder()
-for name, answer in (("noise", preview), ("presets", presets), ("edit", edit), ("price", price), ("fal", fal)):
-    add_route(name, answer)
+ROUTES = {"noise": preview, "presets": presets, "edit": edit, "price": price, "fal": fal}
 
 
 class KleinExtension(ComfyExtension):
     """The pack as ComfyUI loads it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        for name, answer in ROUTES.items():
+            add_route(name, answer)
         local = [KleinBaseLoader, KleinLoraStack, KleinEditConditioner, CNSKSampler, CNSSampler, KleinDecode]
         return [with_plain_errors(node) for node in (*local, KleinFalEdit, KleinFalRequests, KleinRoute, CNSSpectrum)]

@@ -72,6 +72,7 @@ def preview(values: Mapping[str, Any]) -> dict[str, Any]:
     if denoise == 0 or steps / denoise > MAX_STEPS:
         raise ValueError(f"denoise is {denoise:g} with steps {steps}; there is nothing to draw.")
     sigmas = make_sigmas(_klein_sampling(), scheduler, steps, denoise, height * width).tolist()
+    progress: ProgressMatrix | None
     if params.gamma_source == "reference":
         progress = field_progress(_powers(reference))
     else:

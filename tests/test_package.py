@@ -36,7 +36,7 @@ LATE = ("diffusers", "transformers", "peft", "fal_client", "accelerate", "matplo
 
 
 # What every supported ComfyUI asks for itself, by module: so does requirements.txt of 0.11.0, the oldest.
-COMFYUI_HAS = {"torch", "numpy", "PIL", "safetensors", "tqdm", "pydantic"}
+COMFYUI_HAS = {"torch", "numpy", "PIL", "safetensors", "tqdm", "pydantic", "aiohttp"}
 COMFYUI_IS = {
     "comfy",
     "comfy_api",
