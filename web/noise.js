@@ -225,6 +225,7 @@ async function refresh(node) {
   const key = JSON.stringify([on, values]);
   if (key === state.key) return;
   state.key = key;
+  state.row.style.display = on && Object.keys(state.presets).length ? "" : "none";
   showPreset(node, state);
   if (fold(node, isCns, !on)) resize(node, on ? 0 : null);
   if (!on) return show(node, state, null, say("off"));
@@ -269,7 +270,6 @@ async function addPresets(node, state) {
     button.addEventListener("click", () => setPreset(node, values));
     state.row.insertBefore(button, state.status);
   }
-  state.row.hidden = !Object.keys(state.presets).length;
   state.key = "";
   refresh(node);
 }
@@ -374,6 +374,6 @@ app.registerExtension({
     const options = found.map(([name, { values, source }]) => ({
       content: name, title: source, callback: () => setPreset(node, values),
     }));
-    return [{ content: say("presets"), submenu: { options } }];
+    return [{ content: say("presets"), has_submenu: true, submenu: { options } }]; // which Nodes 2.0 asks for
   },
 });
