@@ -133,11 +133,12 @@ function question(node, run) {
 }
 
 /**
- * Give the node the height that it needs now.
+ * Give the node the height that it needs now. Nodes 2.0 grows by itself.
  * @param {ComfyNode} node
  * @param {number | null} more pixels than before; null takes back all that is not needed
  */
 function resize(node, more) {
+  if (more !== null && more > 0 && window.LiteGraph.vueNodesMode) return;
   const [width, height] = node.size;
   const needed = node.computeSize()[1];
   node.setSize([width, more === null ? needed : Math.max(height + more, needed)]);
@@ -230,6 +231,7 @@ async function refresh(node) {
   if (fold(node, isCns, !on)) resize(node, on ? 0 : null);
   if (!on) return show(node, state, null, say("off"));
   if (state.run?.key === key) return show(node, state, state.run.noise, captionOf(state.run.noise, "run", []));
+  if (values.cns_gamma_source === "reference" && !values.reference) return show(node, state, null, say("pictures"));
   state.busy = true;
   const answer = await ask("noise", values);
   state.busy = false;
