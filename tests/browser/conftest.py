@@ -116,3 +116,11 @@ def open_page(request, playwright):
     yield open_page
     for page in pages:
         page.close()
+
+
+@pytest.fixture(scope="module", params=["classic", "nodes2"])
+def one_page(request, playwright, server):
+    """A page of the server with the tiny files, in one of the two renderers, for all tests of a module."""
+    page = Page(f"http://127.0.0.1:{server.port}", request.param, playwright)
+    yield page
+    page.close()
