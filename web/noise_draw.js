@@ -25,7 +25,8 @@ const LEFT = 38; // pixels, for the wavelengths
 const TITLE = 14;
 const GAP = 8;
 const CELLS = 112; // height of the cells
-const AMOUNT = 26; // height of the bars of the amount
+const AMOUNT = 30; // height of the bars of the amount
+const MOST = 0.4; // standard deviation of a full bar; the largest one is also written
 const AXIS = 13;
 const SPECTRUM = 64; // height of the result's curve
 const SHARE = 0.62; // of the width, for the noise; the rest shows γ
@@ -169,7 +170,8 @@ export function draw(canvas, noise, say, theme, at = null) {
   const write = writer(context, theme);
   write(say("colour"), boxes.power.x, 0, "left", boxes.power.width);
   write(say("progress"), boxes.gamma.x, 0, "left", boxes.gamma.width);
-  write(say("amount"), LEFT - 4, boxes.amount.y + AMOUNT / 2 - 5, "right", LEFT - 4);
+  write(say("amount"), LEFT - 4, boxes.amount.y + 4, "right", LEFT - 4);
+  write(`≤ ${Number(Math.max(...noise.std).toPrecision(2))}`, LEFT - 4, boxes.amount.y + 16, "right", LEFT - 4);
   const under = boxes.amount.y + AMOUNT + 2;
   write(`${say("step")} 1`, boxes.amount.x, under, "left", 60);
   write(String(noise.sigmas.length - 1), boxes.amount.x + boxes.amount.width, under, "right", 60);
@@ -218,19 +220,18 @@ function drawCells(context, box, noise, table, color) {
 }
 
 /**
- * The amount of noise: a bar for each step.
+ * The amount of noise: a bar for each step, in a scale that stays while knobs move.
  * @param {CanvasRenderingContext2D} context
  * @param {Box} box
  * @param {Noise} noise
  * @param {{text: string, line: string}} theme
  */
 function drawAmount(context, box, noise, theme) {
-  const most = Math.max(...noise.std, 1e-9);
   context.fillStyle = theme.text;
   context.globalAlpha = 0.75;
   noise.std.forEach((std, column) => {
     const { x, width } = cell(box, noise, column, 0);
-    const height = (std / most) * box.height;
+    const height = Math.min(1, std / MOST) * box.height;
     context.fillRect(x, box.y + box.height - height, Math.max(1, width - 1), height);
   });
   context.globalAlpha = 1;
