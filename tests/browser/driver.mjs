@@ -13,7 +13,7 @@ const commands = {
   run: () => run(page),
   click: ({ text }) => page.getByText(text, { exact: true }).first().click({ timeout: 10_000 }),
   choose: async ({ menu, entry }) => {
-    const [parent, child] = [menu, entry].map((text) => page.getByText(text, { exact: true }).first());
+    const [parent, child] = [menu, entry].map((text) => page.getByText(text, { exact: true }).last()); // menus come last
     await parent.hover({ timeout: 10_000 }); // opens it in Nodes 2.0; classic needs a click
     await page.waitForTimeout(500);
     if (!(await child.isVisible())) await parent.click();

@@ -180,6 +180,25 @@ def test_presets_set_what_they_say_and_one_undo_takes_it_back(page):
     assert before["seed"] == page(WIDGETS)["seed"]
 
 
+def test_a_preset_is_chosen_from_the_menu(page):
+    page(f"() => {{ {SAMPLER}.pos = [1000, 120]; window.app.canvas.setDirty(true, true); }}")
+    time.sleep(0.5)
+    page.menu(SAMPLER)
+    page.choose("Presets", "endpoint, guided")
+    until(page, WORDS, lambda text: "These are the values of: endpoint, guided" in text)
+
+
+def test_what_the_schema_calls_advanced_is_advanced_in_both_renderers(page):
+    """The classic renderer looks at the widget, Nodes 2.0 at its options."""
+    found = page(
+        "(types) => types.map((type) => window.LiteGraph.createNode(type)).flatMap((node) => "
+        "node.widgets.map(({ name, advanced, options }) => [node.type, name, !!advanced, !!options.advanced]))",
+        ["CNSKSampler", "CNSSampler", "KleinBaseLoader", "KleinFalEdit"],
+    )
+    assert all(classic == nodes2 for *_, classic, nodes2 in found)
+    assert {kind for kind, _, advanced, _ in found if advanced} >= {"CNSKSampler", "CNSSampler"}
+
+
 def test_undo_takes_back_a_whole_preset(page):
     tracker = "window.app.extensionManager.workflow.activeWorkflow.changeTracker"
     page(f"async () => {tracker}.checkState()")
