@@ -65,7 +65,7 @@ def test_the_category_is_not_translated():
 
 def test_the_settings_of_the_browser_are_all_there():
     modules = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "web").glob("*.js")))
-    settings = {found.replace(".", "_") for found in re.findall(r'\bid: "([\w.-]+\.[\w.-]+)"', modules)}
+    settings = {found.replace(".", "_") for found in re.findall(r'\b(?:id:|SETTING =) "([\w.-]+\.[\w.-]+)"', modules)}
     for language in LANGUAGES:
         path = LOCALES / language / "settings.json"
         assert set(read(path) if path.exists() else {}) == settings, language
