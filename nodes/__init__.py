@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 from .base_loader import KleinBaseLoader
@@ -10,6 +13,7 @@ from .cns_ksampler import CNSKSampler
 from .cns_sampler import CNSSampler
 from .decode import KleinDecode
 from .edit_conditioner import KleinEditConditioner
+from .example_pictures import add_example_pictures
 from .fal_edit import KleinFalEdit
 from .fal_requests import KleinFalRequests
 from .lora_stack import KleinLoraStack
@@ -23,5 +27,6 @@ class KleinExtension(ComfyExtension):
     """The pack as ComfyUI loads it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        add_example_pictures(Path(folder_paths.get_input_directory()))  # ComfyUI 0.11 does not call on_load
         local = [KleinBaseLoader, KleinLoraStack, KleinEditConditioner, CNSKSampler, CNSSampler, KleinDecode]
         return [with_plain_errors(node) for node in (*local, KleinFalEdit, KleinFalRequests, KleinRoute)]
