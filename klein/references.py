@@ -93,12 +93,23 @@ def prepare_reference(pixels: Tensor, megapixels: float) -> Tensor:
         megapixels: bounds height x width, in units of 1024 x 1024.
     """
     height, width = pixels.shape[-2:]
-    scale = math.sqrt(megapixels * MEGAPIXEL / (height * width))
-    if scale < 1:
-        height, width = max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
-        pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+    fitted = fitted_size(width, height, megapixels)
+    if fitted != (width, height):
+        pixels = F.interpolate(pixels, fitted[::-1], mode="bicubic", antialias=True).clamp(0, 1)
     # channels last: the layout in which diffusers and ComfyUI hand pictures to the VAE, whose convolutions round by it
     return pad_edges(pixels).contiguous(memory_format=torch.channels_last)
+
+
+def fitted_size(width: int, height: int, megapixels: float) -> tuple[int, int]:
+    """(width, height) of a reference, shrunk to at most ``megapixels`` (of 1024 x 1024), before it is padded.
+
+    >>> fitted_size(4096, 1024, 1.0)
+    (2048, 512)
+    """
+    scale = math.sqrt(megapixels * MEGAPIXEL / (height * width))
+    if scale < 1:
+        width, height = max(1, math.floor(width * scale)), max(1, math.floor(height * scale))
+    return width, height
 
 
 def pad_edges(pixels: Tensor) -> Tensor:

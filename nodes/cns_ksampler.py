@@ -10,19 +10,18 @@ import comfy.utils
 import latent_preview
 import torch
 from comfy_api.latest import io
-from comfy_extras.nodes_flux import get_schedule
 
-from ..klein.schedules import SCHEDULES
-from ..sampler import CNSParams, ProgressMatrix, reference_progress
+from ..sampler import CNSParams, reference_progress
 from ..sampler.params import checked_number
 from .acceleration import acceleration_input
 from .cns_inputs import cns_inputs, gamma_stamp, load_progress, patch_size, solver_input
 from .cns_sampler import sample
 from .common import CATEGORY
 from .messages import SAYS, said
+from .noise_picture import KEY, measured
+from .schedule import MAX_STEPS, SCHEDULERS, make_sigmas
 
 EMPTY_RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # what ComfyUI's empty latents carry
-MAX_GRID = 1_000_000  # steps of a whole schedule, of which the last are run
 
 
 class CNSKSampler(io.ComfyNode):
@@ -49,7 +48,7 @@ class CNSKSampler(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Where the noise starts, the initial and the injected.",
                 ),
-                io.Int.Input("steps", default=28, min=1, max=10000, tooltip="Denoising steps."),
+                io.Int.Input("steps", default=28, min=1, max=MAX_STEPS, tooltip="Denoising steps."),
                 io.Float.Input(
                     "cfg",
                     default=5.0,
@@ -62,7 +61,7 @@ class CNSKSampler(io.ComfyNode):
                 solver_input(),
                 io.Combo.Input(
                     "scheduler",
-                    options=[*SCHEDULES, *comfy.samplers.SCHEDULER_NAMES],
+                    options=list(SCHEDULERS),
                     default="flux2",
                     tooltip="flux2 is klein's own schedule, log_snr one for few steps, about 12, of solver sde_3m. The "
                     "others are ComfyUI's, with a fixed shift.",
@@ -113,8 +112,9 @@ class CNSKSampler(io.ComfyNode):
         checked_number("cfg", cfg, 0.0, 100.0)
         params = CNSParams.from_endpoint(values)
         progress = load_progress(params, cns_gamma_file)
-        if params.enable_cns and params.gamma_source == "reference":
-            progress = conditioning_progress(params, positive, model)
+        references = reference_latents(positive, model)
+        if params.enable_cns and params.gamma_source == "reference" and references:
+            progress = reference_progress(references, patch_size(model), params.num_freq_bins)
         latent = latent_image.copy()
         ratios = {name: latent.pop(name) for name in EMPTY_RATIOS if name in latent}
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], **ratios)
@@ -124,17 +124,24 @@ class CNSKSampler(io.ComfyNode):
                 f"latent_image has {samples.shape[1]} channels, the model takes {channels}; make the latent with Klein "
                 "Multi-Image Edit, or encode the picture with this model's VAE."
             )
-        sigmas = make_sigmas(model, scheduler, steps, denoise, samples)
+        tokens = samples.shape[-2] * samples.shape[-1]
+        sigmas = make_sigmas(model.get_model_object("model_sampling"), scheduler, steps, denoise, tokens)
         batch_index = latent.get("batch_index")
         noise = comfy.sample.prepare_noise(samples, seed, batch_index)
         told: list[str] = []
+        numbers: dict[str, Any] = {}
+
+        def tell(lines: list[str], **more: Any) -> None:
+            told.extend(lines)
+            numbers.update(more)
+
         options = {
             "params": params,
             "solver": solver,
             "acceleration": acceleration,
             "progress": progress,
             "batch_index": batch_index,
-            "tell": told.extend,
+            "tell": tell,
         }
         x0: dict[str, torch.Tensor] = {}
         result = comfy.sample.sample_custom(
@@ -152,41 +159,15 @@ class CNSKSampler(io.ComfyNode):
             seed=seed,
         )
         denoised = model.model.process_latent_out(x0["x0"].cpu()) if x0 else result
-        return io.NodeOutput({**latent, "samples": result}, {**latent, "samples": denoised}, ui=said(*told))
+        if numbers.get(KEY):
+            numbers[KEY] |= measured(model.model.process_latent_in(result), references, patch_size(model), params)
+        return io.NodeOutput({**latent, "samples": result}, {**latent, "samples": denoised}, ui=said(*told, **numbers))
 
 
-def make_sigmas(model: Any, scheduler: str, steps: int, denoise: float, samples: torch.Tensor) -> torch.Tensor:
-    """float32 [steps + 1]; below denoise 1 the last steps + 1 sigmas of a schedule of int(steps / denoise).
-
-    Raises:
-        ValueError: denoise is not a number from 0 to 1, or it is so small that no step is left.
-    """
-    if checked_number("denoise", denoise, 0.0, 1.0) == 0:
-        return torch.FloatTensor([])
-    nothing = ValueError(
-        f"denoise is {denoise} with steps {steps}, which leaves nothing to do; raise it or set it to 0."
-    )
-    if steps / denoise > MAX_GRID:
-        raise nothing
-    total = int(steps / denoise)
-    tokens = samples.shape[-2] * samples.shape[-1]
-    if scheduler == "flux2":
-        sigmas = get_schedule(total, tokens)  # ComfyUI's own, for its bits
-    elif scheduler in SCHEDULES:
-        sigmas = torch.from_numpy(SCHEDULES[scheduler](total, tokens))
-    else:
-        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, total).cpu()
-    sigmas = sigmas[-(steps + 1) :]
-    if len(sigmas) and sigmas[0] == 0:
-        raise nothing
-    return sigmas
-
-
-def conditioning_progress(params: CNSParams, conditioning: Any, model: Any) -> ProgressMatrix | None:
-    """γ from the reference latents that a conditioning carries, scaled as the model sees them; None without any."""
-    latents = [
+def reference_latents(conditioning: Any, model: Any) -> list[torch.Tensor]:
+    """The reference latents that a conditioning carries, scaled as the model sees them."""
+    return [
         model.model.process_latent_in(latent)
         for _, options in conditioning
         for latent in options.get("reference_latents", [])
     ]
-    return reference_progress(latents, patch_size(model), params.num_freq_bins) if latents else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..sampler.params import SWITCH
 from .acceleration import accelerate, acceleration_input, cache_advice, interruptible, plan_run
 from .cns_inputs import (
     cns_inputs,
+    downscale_ratio,
     gamma_stamp,
     load_progress,
     patch_size,
@@ -26,6 +27,7 @@ from .cns_inputs import (
 )
 from .common import CATEGORY
 from .messages import say
+from .noise_picture import KEY, of_run
 
 LOWER = "lower the size or the number of the pictures to make, or give fewer or smaller reference pictures"
 
@@ -100,7 +102,7 @@ def sample(
     solver: str,
     acceleration: str,
     progress: ProgressMatrix | None,
-    tell: Callable[[Sequence[str]], None],
+    tell: Callable[..., None],
     seed: int | None = None,
     batch_index: list[int] | None = None,
 ) -> Tensor:
@@ -108,7 +110,8 @@ def sample(
 
     Args:
         acceleration: one of `LEVELS`.
-        tell: called with the sentences that the user should read about the settings, in each run.
+        tell: called in each run with the sentences that the user should read about the settings, and as ``klein_noise``
+            with the numbers of `noise_picture`.
     """
     if params.enable_cns and x.ndim < 4:
         raise ValueError(
@@ -125,7 +128,17 @@ def sample(
     if planned.level != "none":
         accelerator = Accelerator(planned)
         extra_args, callback = accelerate(accelerator, model, extra_args), interruptible(callback)
-    tell(said)
+    patches = patch_size(model.inner_model.model_patcher)
+    numbers = of_run(
+        params,
+        sigmas,
+        x.shape,
+        solver=solver,
+        progress=progress,
+        patch_size=patches,
+        cell=downscale_ratio(model.inner_model.model_patcher) / patches,
+    )
+    tell(said, **{KEY: numbers})
     with memory_advice(LOWER):
         return sample_cns(
             model,
@@ -139,7 +152,7 @@ def sample(
             progress=progress,
             seed=seed,
             batch_index=batch_index,
-            patch_size=patch_size(model.inner_model.model_patcher),
+            patch_size=patches,
             pin_memory=pins_memory(),
             accelerator=accelerator,
         )

@@ -20,15 +20,19 @@ def show(unique_id: str, text: str) -> None:
     PromptServer.instance.send_progress_text(text, unique_id)
 
 
-def said(*lines: str) -> dict[str, list[str]]:
+def said(*lines: str, **numbers: Any) -> dict[str, list[Any]]:
     """The ``ui`` of a node's output that ``web/said.js`` shows on the node and saves with the workflow.
 
     A node that may say something returns this in every run: without lines it clears what an earlier run said.
+
+    Args:
+        lines: are shown as they are.
+        numbers: go to other modules of the browser under their names; None is left out.
     """
-    return {"text": list(lines)}
+    return {"text": list(lines), **{name: [value] for name, value in numbers.items() if value is not None}}
 
 
-def say(unique_id: str, lines: Sequence[str]) -> None:
+def say(unique_id: str, lines: Sequence[str], **numbers: Any) -> None:
     """Show on a node what `said` would, while another node is executed. A run from the cache does not repeat it."""
     from server import PromptServer
 
@@ -36,4 +40,4 @@ def say(unique_id: str, lines: Sequence[str]) -> None:
     if server.client_id is None:
         return  # nobody looks, as with ComfyUI's own messages; without this it would go to every open page
     ids = {"node": unique_id, "display_node": unique_id, "prompt_id": server.last_prompt_id}
-    server.send_sync("executed", {**ids, "output": said(*lines)}, server.client_id)
+    server.send_sync("executed", {**ids, "output": said(*lines, **numbers)}, server.client_id)

@@ -48,7 +48,7 @@ def split_pictures(images: Mapping[str, Tensor | None]) -> tuple[list[Tensor], l
     found = [
         (socket, picture[None])
         for socket, value in sorted(sockets.items())
-        for picture in _channels_first(_label(socket), value)
+        for picture in channels_first(_label(socket), value)
     ]
     if len(found) > MAX_IMAGES:
         raise ValueError(
@@ -64,11 +64,21 @@ def split_pictures(images: Mapping[str, Tensor | None]) -> tuple[list[Tensor], l
     return [picture for _, picture in found], counted
 
 
+def channels_first(name: str, image: Tensor) -> Tensor:
+    """float32 [B, 3, H, W]; transparency is dropped, as ComfyUI's own nodes do."""
+    if image.ndim != 4 or image.shape[-1] not in (3, 4) or 0 in image.shape:
+        raise ValueError(
+            f"{name} is {list(image.shape)}; a picture is [batch, height, width, 3 or 4 channels]. Connect an IMAGE, "
+            "for example of Load Image."
+        )
+    return image[..., :3].movedim(-1, 1).float()
+
+
 def one_picture(name: str, image: Tensor) -> Tensor:
     """float32 [1, 3, H, W] of an IMAGE that must be one picture."""
     if len(image) != 1:
         raise ValueError(f"{name} holds {len(image)} pictures; connect one, for example through ImageFromBatch.")
-    return _channels_first(name, image)
+    return channels_first(name, image)
 
 
 def one_mask(mask: Tensor) -> Tensor:
@@ -90,16 +100,6 @@ def check_latent(name: str, samples: Tensor) -> None:
             f"{name} has {samples.shape[1]} channels, FLUX.2's have {FLUX2_CHANNELS}; it comes from another model or "
             "VAE. Use the model and the VAE that Klein 9B Base Loader loads."
         )
-
-
-def _channels_first(name: str, image: Tensor) -> Tensor:
-    """float32 [B, 3, H, W]; transparency is dropped, as ComfyUI's own nodes do."""
-    if image.ndim != 4 or image.shape[-1] not in (3, 4) or 0 in image.shape:
-        raise ValueError(
-            f"{name} is {list(image.shape)}; a picture is [batch, height, width, 3 or 4 channels]. Connect an IMAGE, "
-            "for example of Load Image."
-        )
-    return image[..., :3].movedim(-1, 1).float()
 
 
 def _label(socket: int) -> str:

@@ -37,6 +37,18 @@ def read_key(environment: Mapping[str, str], file: Path) -> str:
     return key
 
 
+def has_key(environment: Mapping[str, str], file: Path) -> bool:
+    """Whether `read_key` would find a key; why it does not, only `read_key` says.
+
+    >>> has_key({"FAL_KEY": "id:secret"}, Path("no file"))
+    True
+    """
+    try:
+        return bool(read_key(environment, file))
+    except RemoteError:
+        return False
+
+
 def _from_file(file: Path) -> str:
     try:
         if os.name == "posix" and file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):

@@ -147,16 +147,29 @@ def make_order(
     _check_text(checked)
     endpoint = EDIT_ENDPOINT if pictures else TEXT_ENDPOINT
     sources = [None if isinstance(picture, str) else picture.size for picture in pictures]
-    pixels = checked["num_images"] * most_pixels(size, sources) + len(pictures) * MEGAPIXEL
     return Order(
         endpoint=endpoint,
         arguments={name: value for name, value in checked.items() if name not in _more},
         pictures=tuple(pictures),
         loras=tuple(loras),
         size=IMAGE_SIZES.get(size) if isinstance(size, str) else size,
-        cost_usd=USD_PER_MEGAPIXEL * pixels / MEGAPIXEL,
+        cost_usd=price_usd(size, sources, checked["num_images"]),
         fingerprint=_fingerprint(endpoint, checked, size),
     )
+
+
+def price_usd(image_size: Size, sources: Sequence[tuple[int, int] | None], num_images: int) -> float:
+    """USD that fal will charge, at most.
+
+    >>> price_usd("square_hd", [(640, 480)], 1)
+    0.04
+
+    Args:
+        image_size, sources: as `most_pixels`.
+        num_images: counts the results.
+    """
+    pixels = num_images * most_pixels(image_size, sources) + len(sources) * MEGAPIXEL
+    return USD_PER_MEGAPIXEL * pixels / MEGAPIXEL
 
 
 def most_pixels(image_size: Size, sources: Sequence[tuple[int, int] | None]) -> int:

@@ -3,6 +3,7 @@
 The diffusers scheduler is in `sampler.scheduler`, apart, so that importing this imports no diffusers.
 """
 
+from .measure import band_spectrum, half_octave_spectrum
 from .params import CNSParams
 from .progress import ProgressMatrix, reference_progress, shipped_progress
 from .sampling import CNSRun, sample_cns
@@ -13,7 +14,9 @@ __all__ = [
     "CNSRun",
     "ProgressMatrix",
     "alpha_tilt",
+    "band_spectrum",
     "color_noise",
+    "half_octave_spectrum",
     "patchify",
     "reference_progress",
     "sample_cns",

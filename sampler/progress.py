@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .gamma_fits import BINS, FITS, UNGUIDED, fitted_gamma
+from .measure import band_spectrum
 from .params import CNSParams
-from .spectrum import radial_bands, unpatchify
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,12 +173,45 @@ def reference_progress(latents: Tensor | Sequence[Tensor], patch_size: int, num_
     Raises:
         ValueError: there is no latent, or one holds NaN or infinite values.
     """
+    return field_progress(reference_power(latents, patch_size, num_bins))
+
+
+def reference_power(latents: Tensor | Sequence[Tensor], patch_size: int, num_bins: int = BINS) -> Tensor:
+    """Power per band of latents, where white unit noise has 1, averaged over channels and latents.
+
+    >>> reference_power(torch.zeros(1, 128, 4, 4), 2, num_bins=8).tolist()
+    [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+    Args, Raises: as `reference_progress`.
+
+    Returns:
+        float64 [num_bins].
+    """
     latents = [latents] if isinstance(latents, Tensor) else list(latents)
     if not latents:
         raise ValueError("reference progress needs at least one reference latent; none was given.")
-    spectra = np.ma.masked_invalid([_band_spectrum(latent, patch_size, num_bins) for latent in latents]).mean(axis=0)
+    if not all(latent.isfinite().all() for latent in latents):
+        raise ValueError("a reference latent holds NaN or infinite values; encode the picture again.")
+    measures = [band_spectrum(latent, patch_size, num_bins).numpy() for latent in latents]
+    spectra = np.ma.masked_invalid(measures).mean(axis=0)
     bands, measured = np.arange(num_bins), ~np.ma.getmaskarray(spectra)
-    power = torch.from_numpy(np.interp(bands, bands[measured], spectra[measured]))
+    return torch.from_numpy(np.interp(bands, bands[measured], spectra[measured]))
+
+
+def field_progress(power: Tensor) -> ProgressMatrix:
+    """γ of a Gaussian field, see `reference_progress`.
+
+    Args:
+        power: float64 [bins], the field's power per band, where white unit noise has 1.
+
+    Raises:
+        ValueError: a power is negative or not finite.
+    """
+    if not (power.isfinite().all() and power.min() >= 0):
+        raise ValueError(
+            f"the power of a band must be finite and not negative; found {float(power.min()):.4g} to "
+            f"{float(power.max()):.4g}."
+        )
     # rows even in log-SNR follow the steep rise of strong bands near t = 0
     t = torch.sigmoid(torch.linspace(-14, 14, 1023, dtype=torch.float64, device="cpu"))
     t = torch.cat([t.new_zeros(1), t, t.new_ones(1)])
@@ -215,20 +248,6 @@ def resolve_progress(params: CNSParams, progress: ProgressMatrix | None) -> Prog
             "connect a picture or choose 'matrix'."
         )
     return shipped_progress()
-
-
-def _band_spectrum(latent: Tensor, patch_size: int, num_bins: int) -> np.ndarray:
-    """Mean FFT power per band [num_bins] of one latent; NaN where it has no mode."""
-    grid = unpatchify(latent.detach().cpu().double(), patch_size)
-    if not grid.isfinite().all():
-        raise ValueError("a reference latent holds NaN or infinite values; encode the picture again.")
-    power = torch.fft.fft2(grid, norm="ortho").abs().square().flatten(0, -3).mean(0)
-    height, width = power.shape
-    index, count = radial_bands(height, width, num_bins)
-    mirrored = torch.arange(width, device="cpu")
-    mirrored = torch.minimum(mirrored, width - mirrored)  # the rfft half holds every |fx|
-    total = torch.bincount(index[:, mirrored].flatten(), weights=power.flatten(), minlength=num_bins)
-    return torch.where(count > 0, total / count, torch.nan).numpy()
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -194,21 +194,28 @@ def sample_cns(
     return x
 
 
-def power_table(params: CNSParams, progress: ProgressMatrix, sigmas: Sequence[float], count: Tensor) -> Tensor:
-    """β² of every step and band of a schedule.
+def power_table(
+    params: CNSParams,
+    progress: ProgressMatrix,
+    sigmas: Sequence[float],
+    count: Tensor,
+    chosen: Sequence[int] | None = None,
+) -> Tensor:
+    """β² of the steps and bands of a schedule.
 
     Args:
         params: give the number of bins and the shape of the spectrum.
         progress: says how far each band is resolved.
         sigmas: [steps + 1], fall within 1 to 0.
         count: [bins] modes of each band, as `radial_bands` counts them.
+        chosen: names the steps to compute, counted from 0; None is all of them.
 
     Returns:
-        float64 [steps, bins].
+        float64 [chosen, bins].
     """
     steps, bins = len(sigmas) - 1, params.num_freq_bins
     rows = [
-        band_power(params, progress.at(1.0 - sigma, bins), alpha_tilt(params, i, steps), count)
-        for i, sigma in enumerate(sigmas[:-1])
+        band_power(params, progress.at(1.0 - sigmas[i], bins), alpha_tilt(params, i, steps), count)
+        for i in (range(steps) if chosen is None else chosen)
     ]
     return torch.stack(rows)

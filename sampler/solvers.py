@@ -48,8 +48,17 @@ def ode_euler(x: Tensor, denoised: Tensor, sigma: float | Tensor, sigma_next: fl
 def euler(x: Tensor, denoised: Tensor, step: Step) -> Tensor:
     """A full Euler step, then ``s_churn · σ'·sqrt(1-(σ'/σ)²)`` of coloured noise (the endpoint's CNS)."""
     x = ode_euler(x, denoised, step.sigma, step.sigma_next)
-    std = step.s_churn * step.sigma_next * math.sqrt(1.0 - (step.sigma_next / step.sigma) ** 2)
+    std = _euler_std(step.sigma, step.sigma_next, step.s_churn)
     return x + std * step.energy_scale * color_noise(step.white, step.gain, step.patch_size).to(x.dtype)
+
+
+def euler_variance(sigma: float, sigma_next: float, s_churn: float, power: Tensor) -> Tensor:
+    """The noise variance of `euler` where the noise has this power."""
+    return _euler_std(sigma, sigma_next, s_churn) ** 2 * power
+
+
+def _euler_std(sigma: float, sigma_next: float, s_churn: float) -> float:
+    return s_churn * sigma_next * math.sqrt(1.0 - (sigma_next / sigma) ** 2)
 
 
 def sde(x: Tensor, denoised: Tensor, step: Step) -> Tensor:
@@ -65,6 +74,11 @@ def sde(x: Tensor, denoised: Tensor, step: Step) -> Tensor:
         fresh = color_noise(step.white, torch.sqrt(-torch.expm1(2.0 * log_rho)), step.patch_size)
         eps = kept + step.energy_scale * fresh.to(kept.dtype)
     return (1.0 - step.sigma_next) * denoised + step.sigma_next * eps
+
+
+def sde_variance(sigma: float, sigma_next: float, s_churn: float, power: Tensor) -> Tensor:
+    """The noise variance of `sde`, ``σ'²·(1-ρ²)``, where the noise has this power."""
+    return -(sigma_next**2) * torch.expm1(2 * s_churn**2 * math.log(sigma_next / sigma) * power)
 
 
 def sde_2m(x: Tensor, denoised: Tensor, step: Step) -> Tensor:
@@ -121,15 +135,18 @@ class Solver(NamedTuple):
         help: tells a user what it does.
         plain: whether it is the official chain where no noise is injected; the run then takes that chain's own Euler
             steps, bit for bit.
+        variance: of the noise that a step adds at energy_scale 1, from (sigma, sigma_next, s_churn, power β²); in the
+            shape of the power. It is what the browser draws.
     """
 
     step: Callable[[Tensor, Tensor, Step], Tensor]
     help: str
     plain: bool = False
+    variance: Callable[[float, float, float, Tensor], Tensor] = sde_variance
 
 
 SOLVERS = {
-    "euler": Solver(euler, "a step and then noise, as the endpoint does", plain=True),
+    "euler": Solver(euler, "a step and then noise, as the endpoint does", plain=True, variance=euler_variance),
     "sde": Solver(sde, "the paper's SDE, exactly", plain=True),
     "sde_2m": Solver(sde_2m, "the SDE with a second-order prediction; without noise the second-order ODE"),
     "sde_3m": Solver(sde_3m, "the SDE with a third-order prediction, for few steps; without noise the third-order ODE"),

@@ -36,7 +36,7 @@ LATE = ("diffusers", "transformers", "peft", "fal_client", "accelerate", "matplo
 
 
 # What every supported ComfyUI asks for itself, by module: so does requirements.txt of 0.11.0, the oldest.
-COMFYUI_HAS = {"torch", "numpy", "PIL", "safetensors", "tqdm", "pydantic"}
+COMFYUI_HAS = {"torch", "numpy", "PIL", "safetensors", "tqdm", "pydantic", "aiohttp"}
 COMFYUI_IS = {
     "comfy",
     "comfy_api",
@@ -130,7 +130,7 @@ def test_the_registrys_archive_holds_what_runs_and_no_tests():
     left_out = set(git("ls-files", "--cached", "--ignored", "--exclude-from=.comfyignore"))
     packed = files - left_out
     assert not [name for name in packed if name.startswith(("tests/", "benchmarks/", "."))]
-    runs = ("nodes/", "web/", "example_workflows/", *(f"{name}/" for name in PACKAGES))
+    runs = ("nodes/", "web/", "locales/", "example_workflows/", *(f"{name}/" for name in PACKAGES))
     needed = {name for name in files if name.startswith(runs) or ("/" not in name and name.endswith(".py"))}
     assert packed >= needed | {"pyproject.toml", "requirements.txt", "README.md", "LICENSE", "docs/icon.svg"}
 

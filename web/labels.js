@@ -1,14 +1,26 @@
-// Workflows saved before the picture sockets had labels carry the ends of their ids, "image_0", as labels.
+// A picture socket is called "picture 1", or by its name in the user's language. ComfyUI saves such a label with the
+// workflow, and shows it before any translation.
 
 import { app } from "../../scripts/app.js";
 
-app.registerExtension({
-  name: "klein-cns.labels",
-  loadedGraphNode(node) {
-    for (const input of node.inputs ?? []) {
-      if (input.name !== `images.${input.label}`) continue;
-      const label = node.constructor.nodeData?.inputs?.[input.name]?.display_name;
-      if (label) input.label = label;
-    }
-  },
-});
+const CATEGORY = "klein"; // of this pack's nodes
+
+/**
+ * Name the sockets that nobody has renamed: in the user's language where locales/ has it, else as the schema does.
+ * Workflows saved before the sockets had labels carry the ends of their ids, "image_0".
+ * @param {ComfyNode} node
+ */
+function nameSockets(node) {
+  const definition = node.constructor.nodeData;
+  if (definition?.category !== CATEGORY) return;
+  for (const input of node.inputs ?? []) {
+    const english = definition.inputs?.[input.name]?.display_name;
+    if (!english || input.widget) continue;
+    const renamed = input.label && input.label !== english && input.name !== `images.${input.label}`;
+    if (renamed) continue;
+    const translated = input.localized_name && input.localized_name !== input.name;
+    input.label = translated ? undefined : english;
+  }
+}
+
+app.registerExtension({ name: "klein-cns.labels", nodeCreated: nameSockets, loadedGraphNode: nameSockets });

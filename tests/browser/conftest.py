@@ -52,6 +52,19 @@ class Page:
         """Click the first thing with exactly this text."""
         self._do("click", text=text)
 
+    def menu(self, node: str) -> None:
+        """Open the menu of a node, a JavaScript expression, by a right click on its title."""
+        x, y = self(
+            f"() => {{ const {{ canvas, ds }} = window.app.canvas, [x, y] = {node}.pos, {{ left, top }} = "
+            "canvas.getBoundingClientRect(); "
+            "return [left + (x + 60 + ds.offset[0]) * ds.scale, top + (y - 15 + ds.offset[1]) * ds.scale]; }"
+        )
+        self._do("point", x=x, y=y, button="right")
+
+    def choose(self, menu: str, entry: str) -> None:
+        """Click an entry of a menu inside the menu that is open, both by exactly their texts."""
+        self._do("choose", menu=menu, entry=entry)
+
     def scroll(self, selector: str, pixels: int) -> None:
         """Click an element, and turn the mouse's wheel over it."""
         self._do("scroll", selector=selector, pixels=pixels)

@@ -12,6 +12,14 @@ const commands = {
   load: ({ workflow, name }) => load(page, workflow, name),
   run: () => run(page),
   click: ({ text }) => page.getByText(text, { exact: true }).first().click({ timeout: 10_000 }),
+  choose: async ({ menu, entry }) => {
+    const [parent, child] = [menu, entry].map((text) => page.getByText(text, { exact: true }).first());
+    await parent.hover({ timeout: 10_000 }); // opens it in Nodes 2.0; classic needs a click
+    await page.waitForTimeout(500);
+    if (!(await child.isVisible())) await parent.click();
+    await child.click({ timeout: 10_000 });
+  },
+  point: ({ x, y, button }) => page.mouse.click(x, y, { button }),
   scroll: async ({ selector, pixels }) => {
     await page.locator(selector).click({ timeout: 10_000 });
     await page.mouse.wheel(0, pixels);

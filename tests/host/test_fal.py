@@ -468,6 +468,21 @@ def test_the_requests_node_lists_what_is_open_without_fal(keyed, fal):
     keyed.run(prompt)
 
 
+def test_the_route_lists_what_is_open_until_it_is_collected(keyed, fal):
+    def listed():
+        return [one["request_id"] for one in keyed.get("/klein_cns/fal")["open"]]
+
+    fal.fail(status=[answer(401)] * 9)
+    failure(keyed, remote_graph("uncollected", prompt="uncollected"))
+    fal.heal()
+    *_, request_id = fal.requests
+    seen = len(fal.seen)
+    assert request_id in listed() and keyed.get("/klein_cns/fal")["key"] is True
+    assert len(fal.seen) == seen
+    keyed.run(remote_graph("uncollected", prompt="uncollected", recover_request_id=request_id))
+    assert request_id not in listed()
+
+
 def test_a_new_field_of_the_endpoint_gets_a_widget_by_its_line_alone(comfyui, server, fal, tmp_path):
     """After all others, since saved workflows know widgets by position; a prompt from before it runs as it did."""
     prepare(tmp_path, server)

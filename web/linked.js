@@ -1,0 +1,87 @@
+// What the frontend knows of a node's inputs before a run: a widget's value, or that of the link's source.
+
+const SUBGRAPH_INPUT = -10; // ComfyUI's id of the node that stands for a subgraph's inputs
+const PASSES = new Set(["Reroute"]); // hands on its only input
+const HOLDS = /^Primitive/; // its first widget is its output
+
+/**
+ * @param {ComfyNode} node
+ * @param {string} name of an input
+ * @returns {ComfyLink | null} the link into it
+ */
+function linkOf(node, name) {
+  const id = node.inputs?.find((input) => input.name === name)?.link;
+  if (id === null || id === undefined) return null;
+  const links = node.graph?.links;
+  return links?.get?.(id) ?? links?.[id] ?? null;
+}
+
+/**
+ * The node that a graph's subgraph is used as, where only one is.
+ * @param {ComfyGraph | null} graph
+ * @returns {ComfyNode | null}
+ */
+function hostOf(graph) {
+  const root = graph?.rootGraph;
+  if (!root || root === graph) return null;
+  const graphs = [root, ...(root.subgraphs?.values?.() ?? [])];
+  const found = graphs.flatMap((one) => one.nodes ?? []).filter((node) => node.subgraph === graph);
+  return found.length === 1 ? found[0] : null;
+}
+
+/**
+ * Where an input's link begins, through reroutes and out of subgraphs.
+ * @param {ComfyNode} node
+ * @param {string} name of an input
+ * @returns {{node: ComfyNode | null, output: string, widget?: string} | null} null without a link; a node of null where the
+ *   frontend cannot know it; `widget` where the source is a widget of that node
+ */
+export function source(node, name) {
+  const link = linkOf(node, name);
+  if (!link) return null;
+  if (link.origin_id === SUBGRAPH_INPUT) {
+    const host = hostOf(node.graph);
+    const input = host?.inputs?.[link.origin_slot];
+    if (!input) return { node: null, output: "" };
+    return source(host, input.name) ?? { node: host, output: "", widget: input.widget?.name ?? input.name };
+  }
+  const origin = node.graph?.getNodeById(link.origin_id);
+  if (origin?.inputs && PASSES.has(origin.type)) {
+    return source(origin, origin.inputs[0].name) ?? { node: null, output: "" };
+  }
+  if (origin && HOLDS.test(origin.type)) return { node: origin, output: "", widget: origin.widgets?.[0]?.name };
+  return { node: origin ?? null, output: origin?.outputs?.[link.origin_slot]?.name ?? "" };
+}
+
+/**
+ * @param {ComfyNode | null | undefined} node
+ * @param {string} name
+ * @returns {ComfyWidget | undefined}
+ */
+export function widgetOf(node, name) {
+  return node?.widgets?.find((widget) => widget.name === name);
+}
+
+/**
+ * @param {ComfyNode} node
+ * @param {string} name of an input that is a widget
+ * @returns {unknown} its value, or its source's; undefined where the frontend cannot know it
+ */
+export function valueOf(node, name) {
+  const from = source(node, name);
+  if (!from) return widgetOf(node, name)?.value;
+  return from.widget === undefined ? undefined : widgetOf(from.node, from.widget)?.value;
+}
+
+/**
+ * @param {ComfyNode} node
+ * @param {string} name of an IMAGE input
+ * @returns {[number, number] | undefined | null} width and height; null without a link, undefined where they are not
+ *   known before a run
+ */
+export function pictureSize(node, name) {
+  const from = source(node, name);
+  if (!from) return null;
+  const shown = from.node?.imgs?.[0];
+  return from.node?.type === "LoadImage" && shown?.naturalWidth ? [shown.naturalWidth, shown.naturalHeight] : undefined;
+}
