@@ -83,3 +83,7 @@ interface ComfyExtensionHooks {
   beforeRegisterNodeDef?(nodeType: any, nodeData: any): void;
   getNodeMenuItems?(node: ComfyNode): unknown[];
 }
+
+interface Window {
+  LiteGraph: { vueNodesMode: boolean };
+}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import urllib.error
+from urllib.parse import quote
 
 import pytest
 from comfy_host import ROOT, Failed
@@ -118,3 +120,16 @@ def failure(server, prompt):
     text = str(error.value)
     assert text.startswith(("{", "ValueError: ", "RuntimeError: ", "torch.OutOfMemoryError: ")), text
     return text
+
+
+def ask(server, route, **values):
+    """The answer of one of the pack's routes."""
+    return server.get(f"/klein_cns/{route}?values={quote(json.dumps(values))}")
+
+
+def refusal(server, route, **values):
+    """The sentence of a route that refuses the values."""
+    with pytest.raises(urllib.error.HTTPError) as error:
+        ask(server, route, **values)
+    assert error.value.code == 400
+    return json.loads(error.value.read())["error"]

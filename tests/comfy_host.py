@@ -37,10 +37,11 @@ class Failed(Exception):
 
 
 class Run:
-    """What a browser hears of a run: (node, value, max) of progress, texts shown on nodes, and previews."""
+    """What a browser hears of a run: (node, value, max) of progress, what nodes send, their texts, and previews."""
 
     def __init__(self) -> None:
         self.progress: list[tuple[str, int, int]] = []
+        self.outputs: list[dict[str, Any]] = []
         self.texts: list[str] = []
         self.previews: list[bytes] = []
         self.entry: dict[str, Any] = {}
@@ -148,6 +149,7 @@ class Server:
                 if kind == "progress":
                     heard.progress.append((data["node"], data["value"], data["max"]))
                 if kind == "executed" and data["output"]:
+                    heard.outputs.append(data["output"])
                     heard.texts += data["output"].get("text", [])
                 if kind == "executing" and data["node"] == interrupt_at and interrupt_at is not None:
                     self.post("/interrupt", {"prompt_id": prompt_id})

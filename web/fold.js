@@ -27,10 +27,10 @@ export function fold(node, chosen, folded) {
     const hidden = folded && !isLinked(node, widget.name);
     if (Boolean(widget.hidden) === hidden) continue;
     widget.hidden = hidden; // the classic renderer's
-    widget.options.hidden = hidden; // that of Nodes 2.0, which looks once a widget is put in
-    widgets.splice(widgets.indexOf(widget), 1, widget);
+    widget.options.hidden = hidden; // that of Nodes 2.0
     changed = true;
   }
+  if (changed) widgets.unshift(...widgets.splice(0, 1)); // Nodes 2.0 looks again when the list changes
   return changed;
 }
 

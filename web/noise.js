@@ -133,11 +133,12 @@ function question(node, run) {
 }
 
 /**
- * Give the node the height that it needs now.
+ * Give the node the height that it needs now. Nodes 2.0 grows by itself.
  * @param {ComfyNode} node
  * @param {number | null} more pixels than before; null takes back all that is not needed
  */
 function resize(node, more) {
+  if (more !== null && more > 0 && window.LiteGraph.vueNodesMode) return;
   const [width, height] = node.size;
   const needed = node.computeSize()[1];
   node.setSize([width, more === null ? needed : Math.max(height + more, needed)]);
@@ -225,10 +226,12 @@ async function refresh(node) {
   const key = JSON.stringify([on, values]);
   if (key === state.key) return;
   state.key = key;
+  state.row.style.display = on && Object.keys(state.presets).length ? "" : "none";
   showPreset(node, state);
   if (fold(node, isCns, !on)) resize(node, on ? 0 : null);
   if (!on) return show(node, state, null, say("off"));
   if (state.run?.key === key) return show(node, state, state.run.noise, captionOf(state.run.noise, "run", []));
+  if (values.cns_gamma_source === "reference" && !values.reference) return show(node, state, null, say("pictures"));
   state.busy = true;
   const answer = await ask("noise", values);
   state.busy = false;
@@ -269,7 +272,6 @@ async function addPresets(node, state) {
     button.addEventListener("click", () => setPreset(node, values));
     state.row.insertBefore(button, state.status);
   }
-  state.row.hidden = !Object.keys(state.presets).length;
   state.key = "";
   refresh(node);
 }
@@ -374,6 +376,6 @@ app.registerExtension({
     const options = found.map(([name, { values, source }]) => ({
       content: name, title: source, callback: () => setPreset(node, values),
     }));
-    return [{ content: say("presets"), submenu: { options } }];
+    return [{ content: say("presets"), has_submenu: true, submenu: { options } }]; // which Nodes 2.0 asks for
   },
 });

@@ -30,6 +30,7 @@ const AXIS = 13;
 const SPECTRUM = 64; // height of the result's curve
 const SHARE = 0.62; // of the width, for the noise; the rest shows γ
 const TICKS = [16, 32, 64, 128, 512]; // pixels
+const TICK = 36; // width of a label
 
 const BLUE = [33, 102, 172];
 const WHITE = [247, 247, 247];
@@ -309,8 +310,12 @@ function drawSpectrum(context, box, noise, theme) {
   context.lineWidth = 1;
   const write = writer(context, theme);
   const bands = noise.wavelengths.length;
+  let last = Infinity;
   for (const wavelength of TICKS) {
     const near = noise.wavelengths.findIndex((value) => value !== null && value <= wavelength);
-    if (near > 0) write(`${wavelength} px`, box.x + ((near + 0.5) / bands) * box.width, box.y + box.height, "center", 40);
+    const x = box.x + ((near + 0.5) / bands) * box.width;
+    if (near < 1 || last - x < TICK) continue; // over another label
+    write(`${wavelength} px`, x, box.y + box.height, "center", TICK);
+    last = x;
   }
 }

@@ -41,6 +41,7 @@ const ENGLISH = {
   before: "Before a run: {steps} steps at {width} x {height}",
   run: "This run: {steps} steps at {width} x {height}",
   legend: "red: more than white noise, blue: less",
+  pictures: "γ will be that of the connected pictures; the noise is shown after a run",
   assumed: "assumed: {what}",
   size: "the size",
   schedule: "the schedule",

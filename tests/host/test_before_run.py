@@ -5,27 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import urllib.error
-from urllib.parse import quote
 
 import pytest
 import torch
-from comfy_graph import give, latents, made, node
+from comfy_graph import ask, give, latents, made, node, refusal
 from klein_cns.klein.references import prepare_reference
 from klein_cns.remote.journal import NAME, SAVED, Journal
 
 PICTURES = [(1500, 1100), (90, 200)]
-
-
-def ask(server, route, **values):
-    return server.get(f"/klein_cns/{route}?values={quote(json.dumps(values))}")
-
-
-def refusal(server, route, **values):
-    with pytest.raises(urllib.error.HTTPError) as error:
-        ask(server, route, **values)
-    assert error.value.code == 400
-    return json.loads(error.value.read())["error"]
 
 
 @pytest.mark.parametrize("megapixels", [1.0, 0.3])
