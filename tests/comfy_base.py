@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import torch
-from comfy_host import ROOT
+from comfy_host import ROOT, Server
+from fal_server import KEY, FalServer
 from klein_cns.klein import KleinPipeline, tiny
 from klein_cns.klein.convert import diffusers_to_bfl
 from klein_cns.klein.tiny import CHAT_TEMPLATE
@@ -78,3 +79,11 @@ def link_fal_client(base: Path) -> Path:
         if (site / name).exists():
             (packages / name).symlink_to(site / name)
     return packages
+
+
+def serve_examples(comfyui: tuple[Path, Path], base: Path, pipeline: KleinPipeline, fal: FalServer) -> Server:
+    """A ComfyUI on which every example runs as it stands: the tiny klein's files, and a fake of fal."""
+    make_base(base, "klein-cns")
+    write_models(pipeline, base / "models")
+    environment = {"KLEIN_CNS_FAL_URL": fal.url, "FAL_KEY": KEY, "PYTHONPATH": str(link_fal_client(base))}
+    return Server(*comfyui, base, environment)

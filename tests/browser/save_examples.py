@@ -18,9 +18,9 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 sys.path.insert(0, str(TESTS))
 
-from comfy_base import link_fal_client, make_base, tiny_pipeline, write_models  # noqa: E402
-from comfy_host import Server, find_comfyui  # noqa: E402
-from fal_server import KEY, FalServer, png  # noqa: E402
+from comfy_base import serve_examples, tiny_pipeline  # noqa: E402
+from comfy_host import find_comfyui  # noqa: E402
+from fal_server import FalServer, png  # noqa: E402
 
 
 def main() -> int:
@@ -31,12 +31,7 @@ def main() -> int:
     fal = FalServer()
     fal.picture = png((512, 512), (120, 120, 120))
     with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder)
-        make_base(base, "klein-cns")
-        write_models(tiny_pipeline(comfyui[0]), base / "models")
-        packages = link_fal_client(base)
-        environment = {"KLEIN_CNS_FAL_URL": fal.url, "FAL_KEY": KEY, "PYTHONPATH": str(packages)}
-        server = Server(*comfyui, base, environment)
+        server = serve_examples(comfyui, Path(folder), tiny_pipeline(comfyui[0]), fal)
         try:
             script = Path(__file__).with_suffix(".mjs")
             command = ["node", str(script), f"http://127.0.0.1:{server.port}", *sys.argv[1:2]]
