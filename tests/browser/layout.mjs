@@ -9,14 +9,20 @@ const BETWEEN = 60; // columns, or the groups of one
 /** @typedef {{id: string, x: number, y: number, width: number, height: number}} Box of a node, with its title */
 /** @typedef {{title: string, x: number, y: number, width: number, height: number}} Group as it is drawn */
 
-/** Each node's box, in the units of the canvas. @returns {Promise<Box[]>} */
+/** Each node's box, in the units of the canvas, once no size changes any more. @returns {Promise<Box[]>} */
 export function measure(page) {
-  return page.evaluate(() =>
-    window.app.graph._nodes.map((node) => {
+  return page.evaluate(async () => {
+    const boxes = () => window.app.graph._nodes.map((node) => {
       const [x, y, width, height] = node.getBounding();
       return { id: String(node.id), x, y, width, height };
-    }),
-  );
+    });
+    let [before, now] = [null, boxes()];
+    for (let left = 20; left && JSON.stringify(before) !== JSON.stringify(now); left--) {
+      await new Promise((resolve) => setTimeout(resolve, 400));
+      [before, now] = [now, boxes()];
+    }
+    return now;
+  });
 }
 
 /** Each group's box. @returns {Promise<Group[]>} */

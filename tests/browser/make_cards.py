@@ -15,7 +15,7 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 EXAMPLES = Path(__file__).parents[2] / "example_workflows"
-SIZE = 640  # pixels of a square card
+SIZE = 640  # pixels of a square card; the template browser's badge covers the first 100 rows at the left
 INK, PAPER, GROUND, GREEN = (238, 238, 238), (70, 74, 82), (32, 34, 40), (126, 211, 133)
 ASTRONAUT, CAT, COFFEE, STARS = (f"klein_cns_{name}.jpg" for name in ("astronaut", "cat", "coffee", "stars"))
 MASKED = "klein_cns_coffee_mask.png"
@@ -86,14 +86,14 @@ def compared(left: str, right: str, words: str, color: tuple[int, int, int] = GR
 
 def four_pictures() -> Card:
     card = Card()
-    boxes = [(30, 60, 190, 250), (200, 60, 360, 250), (30, 260, 190, 450), (200, 260, 360, 450)]
+    boxes = [(30, 120, 190, 300), (200, 120, 360, 300), (30, 310, 190, 490), (200, 310, 360, 490)]
     for number, (name, box) in enumerate(zip((ASTRONAUT, CAT, COFFEE, STARS), boxes, strict=True), 1):
         card.picture(name, box)
         card.draw.ellipse((box[0] + 8, box[1] + 8, box[0] + 56, box[1] + 56), fill=GROUND)
         card.words(str(number), (box[0] + 32, box[1] + 31), 30)
-    card.arrow(398, 255)
-    card.result((445, 130, 610, 380), "one\nedit", GREEN)
-    card.words("four pictures, LoRAs", (320, 550))
+    card.arrow(398, 305)
+    card.result((445, 180, 610, 430), "one\nedit", GREEN)
+    card.words("four pictures, LoRAs", (320, 565))
     return card
 
 
@@ -111,10 +111,10 @@ def masked() -> Card:
 
 def text_to_image() -> Card:
     card = Card()
-    card.draw.rounded_rectangle((40, 60, 600, 210), 14, fill=PAPER)
-    card.words("“a lighthouse on a\nbasalt cliff at dawn”", (320, 133), 36)
-    card.draw.polygon([(296, 232), (344, 232), (320, 264)], INK)
-    card.result((120, 285, 520, 500), "picture", GREEN)
+    card.draw.rounded_rectangle((40, 120, 600, 250), 14, fill=PAPER)
+    card.words("“a lighthouse on a\nbasalt cliff at dawn”", (320, 183), 36)
+    card.draw.polygon([(296, 268), (344, 268), (320, 300)], INK)
+    card.result((120, 318, 520, 510), "picture", GREEN)
     card.words("text to image", (320, 565))
     return card
 
@@ -122,11 +122,12 @@ def text_to_image() -> Card:
 def cns() -> Card:
     """White noise beside noise with its power at low frequencies, which is what CNS adds at the end of a run."""
     card = Card()
-    card.draw.rectangle(LEFT, fill=PAPER)
-    card.words("no noise\nadded", (157, 305))
-    card.noise(RIGHT, 0.8)
-    card.words("CNS off", (157, 90))
-    card.words("CNS on", (482, 90), color=GREEN)
+    left, right = ((x, 180, x + 255, 480) for x in (30, 355))
+    card.draw.rectangle(left, fill=PAPER)
+    card.words("no noise\nadded", (157, 330))
+    card.noise(right, 0.8)
+    card.words("CNS off", (157, 142))
+    card.words("CNS on", (482, 142), color=GREEN)
     card.words("one seed, compared", (320, 560))
     return card
 
@@ -134,9 +135,9 @@ def cns() -> Card:
 def custom() -> Card:
     card = Card()
     for i, (words, color) in enumerate((("guider", INK), ("noise", INK), ("schedule", INK), ("CNS Sampler", GREEN))):
-        card.result((60, 40 + 115 * i, 360, 135 + 115 * i), words, color)
-        card.draw.line((360, 87 + 115 * i, 450, 260), INK, 5)
-    card.result((450, 170, 610, 350), "klein", INK)
+        card.result((60, 115 + 100 * i, 360, 200 + 100 * i), words, color)
+        card.draw.line((360, 157 + 100 * i, 450, 307), INK, 5)
+    card.result((450, 217, 610, 397), "klein", INK)
     card.words("CNS as a SAMPLER", (320, 570))
     return card
 

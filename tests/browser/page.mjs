@@ -48,6 +48,19 @@ export async function load(page, workflow, name) {
   await page.waitForTimeout(1000);
 }
 
+/** Open a template as a user does: the template browser, the pack's folder, the card. */
+export async function openTemplate(page, pack, name) {
+  await page.evaluate(() => {
+    window.app.graph.clear();
+    return window.app.extensionManager.command.execute("Comfy.BrowseTemplates");
+  });
+  const card = page.getByTestId(`template-workflow-${name}`);
+  await page.getByRole("button", { name: pack, exact: true }).click({ timeout: 20_000 });
+  await card.click({ timeout: 20_000 });
+  await page.waitForFunction(() => window.app.graph._nodes.length > 0, null, { timeout: 20_000 });
+  await card.waitFor({ state: "hidden", timeout: 20_000 });
+}
+
 /** Press Run, and wait: `{kind, type, message}` of how it ended. */
 export async function run(page, timeout = 240_000) {
   const end = await page.evaluate(async (timeout) => {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from urllib.parse import quote
 
 import pytest
 from comfy_graph import EXAMPLES, example, failure, shortened
@@ -86,4 +87,4 @@ def test_the_template_browser_finds_them(server):
     listed = server.get("/workflow_templates")
     assert sorted(listed["klein-cns"]) == NAMES
     for name in NAMES:
-        assert server.get(f"/api/workflow_templates/klein-cns/{name}.json")["version"] == 0.4
+        assert server.get(f"/api/workflow_templates/klein-cns/{quote(name)}.json")["version"] == 0.4
