@@ -5,7 +5,8 @@ what the tests of this folder need::
 
     CHROMIUM=... PLAYWRIGHT_CORE=... uv run python tests/browser/save_examples.py [FOLDER]
 
-With FOLDER it also puts pictures there of every example after a run, in both renderers. `make_cards.py` draws the cards.
+With FOLDER it also puts pictures there of every example after a run, in both renderers. `make_cards.py` draws the
+cards.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ import shutil
 import stat
 import subprocess
 import urllib.error
-from pathlib import Path
 
 import pytest
 import torch
