@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 from .base_loader import KleinBaseLoader
@@ -12,6 +15,7 @@ from .cns_sampler import CNSSampler
 from .cns_spectrum import CNSSpectrum
 from .decode import KleinDecode
 from .edit_conditioner import KleinEditConditioner
+from .example_pictures import add_example_pictures
 from .fal_edit import KleinFalEdit
 from .fal_requests import KleinFalRequests
 from .lora_stack import KleinLoraStack
@@ -28,6 +32,7 @@ class KleinExtension(ComfyExtension):
     """The pack as ComfyUI loads it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        add_example_pictures(Path(folder_paths.get_input_directory()))  # ComfyUI 0.11 does not call on_load
         for name, answer in ROUTES.items():
             add_route(name, answer)
         local = [KleinBaseLoader, KleinLoraStack, KleinEditConditioner, CNSKSampler, CNSSampler, KleinDecode]

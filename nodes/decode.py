@@ -37,9 +37,8 @@ class KleinDecode(io.ComfyNode):
     def execute(
         cls, latent: dict[str, Any], vae: Any, original: Tensor | None = None, mask: Tensor | None = None
     ) -> io.NodeOutput:
-        if (original is None) != (mask is None):
-            given, missing = ("mask", "original") if original is None else ("original", "mask")
-            raise ValueError(f"{given} is connected but {missing} is not; connect both, or neither.")
+        if mask is not None and original is None:
+            raise ValueError("mask is connected but original is not; connect the picture that it was painted on.")
         check_latent("latent", latent["samples"])
         outside = None
         if original is not None and mask is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
 
 import torch
-from comfy_host import ROOT
+from comfy_host import ROOT, Server
+from fal_server import KEY, FalServer
 from klein_cns.klein import KleinPipeline, tiny
 from klein_cns.klein.convert import diffusers_to_bfl
 from klein_cns.klein.tiny import CHAT_TEMPLATE
@@ -14,6 +16,23 @@ from klein_cns.weights.architecture import TINY_MARK
 from klein_cns.weights.components import WANTED
 from safetensors.torch import load_file, save_file
 
+FAL_CLIENT = (  # fal-client and what it needs, for a ComfyUI that has none of it
+    "fal_client",
+    "httpx",
+    "httpcore",
+    "h11",
+    "anyio",
+    "sniffio",
+    "certifi",
+    "idna",
+    "aiofiles",
+    "asyncstdlib",
+    "httpx_sse",
+    "msgpack",
+    "websockets",
+    "filelock",
+    "typing_extensions.py",
+)
 QWEN_IDS = 151936  # of ComfyUI's Qwen tokenizer
 
 
@@ -49,3 +68,22 @@ def write_models(pipeline: KleinPipeline, models: Path) -> None:
         if kind == "transformer":
             state = diffusers_to_bfl(state)
         save_file(state, models / wanted.folder / wanted.sources[0][0], metadata=dict([TINY_MARK]))
+
+
+def link_fal_client(base: Path) -> Path:
+    """A folder ``packages`` in a base folder with fal-client, to be added to ComfyUI's ``sys.path``."""
+    packages = base / "packages"
+    packages.mkdir()
+    site = Path(importlib.util.find_spec("fal_client").origin).parents[1]
+    for name in FAL_CLIENT:
+        if (site / name).exists():
+            (packages / name).symlink_to(site / name)
+    return packages
+
+
+def serve_examples(comfyui: tuple[Path, Path], base: Path, pipeline: KleinPipeline, fal: FalServer) -> Server:
+    """A ComfyUI on which every example runs as it stands: the tiny klein's files, and a fake of fal."""
+    make_base(base, "klein-cns")
+    write_models(pipeline, base / "models")
+    environment = {"KLEIN_CNS_FAL_URL": fal.url, "FAL_KEY": KEY, "PYTHONPATH": str(link_fal_client(base))}
+    return Server(*comfyui, base, environment)

@@ -130,7 +130,7 @@ def test_the_registrys_archive_holds_what_runs_and_no_tests():
     left_out = set(git("ls-files", "--cached", "--ignored", "--exclude-from=.comfyignore"))
     packed = files - left_out
     assert not [name for name in packed if name.startswith(("tests/", "benchmarks/", "."))]
-    runs = ("nodes/", "web/", "locales/", "example_workflows/", *(f"{name}/" for name in PACKAGES))
+    runs = ("nodes/", "web/", "locales/", "example_workflows/", "subgraphs/", *(f"{name}/" for name in PACKAGES))
     needed = {name for name in files if name.startswith(runs) or ("/" not in name and name.endswith(".py"))}
     assert packed >= needed | {"pyproject.toml", "requirements.txt", "README.md", "LICENSE", "docs/icon.svg"}
 

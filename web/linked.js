@@ -39,11 +39,12 @@ function hostOf(graph) {
 export function source(node, name) {
   const link = linkOf(node, name);
   if (!link) return null;
-  if (link.origin_id === SUBGRAPH_INPUT) {
+  if (Number(link.origin_id) === SUBGRAPH_INPUT) { // a string in some frontends
     const host = hostOf(node.graph);
     const input = host?.inputs?.[link.origin_slot];
     if (!input) return { node: null, output: "" };
-    return source(host, input.name) ?? { node: host, output: "", widget: input.widget?.name ?? input.name };
+    const beyond = source(host, input.name);
+    return beyond || !input.widget ? beyond : { node: host, output: "", widget: input.widget.name };
   }
   const origin = node.graph?.getNodeById(link.origin_id);
   if (origin?.inputs && PASSES.has(origin.type)) {

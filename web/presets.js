@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { ask } from "./server.js";
-import { widgetOf } from "./linked.js";
+import { valueOf, widgetOf } from "./linked.js";
 
 const SWITCH = "enable_cns";
 const MOST_NAMED = 3; // changed widgets that are named
@@ -37,8 +37,7 @@ export function presetsFor(node, all) {
  */
 function differing(node, values) {
   return Object.keys(values).filter((name) => {
-    const widget = widgetOf(node, name);
-    return widget && widget.value !== values[name];
+    return widgetOf(node, name) && valueOf(node, name) !== values[name];
   });
 }
 

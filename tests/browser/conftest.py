@@ -44,6 +44,18 @@ class Page:
         """Open a workflow, as the template browser does."""
         self._do("load", workflow=workflow, name=name)
 
+    def template(self, pack: str, name: str) -> None:
+        """Open a template in the template browser, by its card."""
+        self._do("template", pack=pack, name=name)
+
+    def covered(self) -> list[tuple[str, str]]:
+        """Pairs of nodes, by id, that cover each other, once the sizes are settled."""
+        return self._do("covered")
+
+    def errors(self) -> list[str]:
+        """What the page has reported as an error since this was asked last."""
+        return self._do("errors")
+
     def run(self) -> dict[str, Any]:
         """Press Run and wait: ``kind``, and ``type`` and ``message`` of an error."""
         return self._do("run")

@@ -1,15 +1,26 @@
-// Drives one page for test_browser.py: a command a line on stdin, {"value"} or {"error"} a line on stdout.
+// Drives one page for the tests of this folder: a command a line on stdin, {"value"} or {"error"} a line on stdout.
 
 import { createInterface } from "node:readline";
 
-import { load, open, ready, run } from "./page.mjs";
+import { covered, measure } from "./layout.mjs";
+import { load, open, openTemplate, ready, run } from "./page.mjs";
 
 const [address, renderer] = process.argv.slice(2);
 const { browser, page, elsewhere } = await open(address, renderer === "nodes2");
 
+const errors = []; // without the addresses elsewhere, which it cannot reach
+page.on("pageerror", (error) => errors.push(String(error)));
+page.on("console", (message) => {
+  const { url } = message.location();
+  if (message.type() === "error" && (!url || url.startsWith(address))) errors.push(message.text());
+});
+
 const commands = {
   evaluate: ({ code, args }) => page.evaluate(`(${code})(...${JSON.stringify(args)})`),
   load: ({ workflow, name }) => load(page, workflow, name),
+  template: ({ pack, name }) => openTemplate(page, pack, name),
+  covered: async () => covered(await measure(page)),
+  errors: () => errors.splice(0),
   run: () => run(page),
   click: ({ text }) => page.getByText(text, { exact: true }).first().click({ timeout: 10_000 }),
   choose: async ({ menu, entry }) => {

@@ -48,6 +48,19 @@ export async function load(page, workflow, name) {
   await page.waitForTimeout(1000);
 }
 
+/** Open a template as a user does: the template browser, the pack's folder, the card. */
+export async function openTemplate(page, pack, name) {
+  await page.evaluate(() => {
+    window.app.graph.clear();
+    return window.app.extensionManager.command.execute("Comfy.BrowseTemplates");
+  });
+  const card = page.getByTestId(`template-workflow-${name}`);
+  await page.getByRole("button", { name: pack, exact: true }).click({ timeout: 20_000 });
+  await card.click({ timeout: 20_000 });
+  await page.waitForFunction(() => window.app.graph._nodes.length > 0, null, { timeout: 20_000 });
+  await card.waitFor({ state: "hidden", timeout: 20_000 });
+}
+
 /** Press Run, and wait: `{kind, type, message}` of how it ended. */
 export async function run(page, timeout = 240_000) {
   const end = await page.evaluate(async (timeout) => {
@@ -64,4 +77,20 @@ export async function run(page, timeout = 240_000) {
   }, timeout);
   await page.waitForTimeout(1000); // what the page shows then
   return end;
+}
+
+/**
+ * A workflow as it stands, with one step for each sampler and seeds of its own, so that nothing comes from a cache.
+ *
+ * @param {object} workflow as a file holds it
+ * @param {number} seed of every sampler
+ */
+export function shortened(workflow, seed) {
+  const short = structuredClone(workflow);
+  const set = { CNSKSampler: { 0: seed, 2: 1 }, Flux2Scheduler: { 0: 1 }, RandomNoise: { 0: seed } };
+  for (const node of short.nodes) {
+    for (const [position, value] of Object.entries(set[node.type] ?? {})) node.widgets_values[position] = value;
+    if (node.type === "PrimitiveInt") node.widgets_values[0] = seed; // the examples have it for the seed alone
+  }
+  return short;
 }

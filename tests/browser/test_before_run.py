@@ -50,7 +50,7 @@ def set_widget(page, node, name, value):
 
 def test_multi_image_edit_says_size_and_tokens(server, open_page, photo):
     """And says so again when a widget or a link changes; what is saved and sent stays as it was."""
-    wanted = with_picture(server, photo, "edit_one_picture")
+    wanted = with_picture(server, photo, "Edit a picture")
     page = open_page(server)
     page.load(wanted)
     assert until(page, "together") == "Result 640 x 400: 1000 tokens; picture 1: 1000; together 2000"
@@ -69,7 +69,7 @@ def test_multi_image_edit_says_size_and_tokens(server, open_page, photo):
 def test_what_the_frontend_cannot_know_is_said_to_be_unknown(server, open_page, photo):
     """A picture that a node makes, which has not run."""
     page = open_page(server)
-    page.load(with_picture(server, photo, "edit_one_picture"))
+    page.load(with_picture(server, photo, "Edit a picture"))
     page(
         "() => { const made = window.LiteGraph.createNode('EmptyImage'); window.app.graph.add(made); "
         f"made.connect(0, {EDIT}, {EDIT}.findInputSlot('images.image_1')); "
@@ -88,7 +88,7 @@ def folder(server):
 
 
 def test_klein_on_fal_says_price_and_key(server, open_page, photo, folder):
-    wanted = with_picture(server, photo, "edit_on_fal")
+    wanted = with_picture(server, photo, "Edit on fal")
     (folder / "fal_key").write_text("the-id:the-secret")
     (folder / "fal_key").chmod(0o600)
     page = open_page(server)
@@ -103,7 +103,7 @@ def test_klein_on_fal_says_price_and_key(server, open_page, photo, folder):
 
 
 def test_an_open_request_is_collected_from_the_menu(server, open_page, photo, folder):
-    wanted = with_picture(server, photo, "edit_on_fal")
+    wanted = with_picture(server, photo, "Edit on fal")
     journal = Journal(folder)
     for i, cost in enumerate((0.04, None, 0.08, 0.1)):
         journal.begin(f"print{i}", "endpoint", cost, f"request-{i}")

@@ -31,21 +31,20 @@ def sent(page):
 
 
 @pytest.fixture(scope="module")
-def lora_run(server, photo):
+def lora_run(server):
     """The example with a LoRA whose report has many lines, one step long."""
     from klein_cns.klein import tiny
 
     sample = write(FORMATS["diffusion_model.<BFL>"], tiny().transformer.state_dict(), seed=1, size=0.1)
     save(sample, server.base / "models" / "loras" / LORA)
-    photo.resize((96, 64)).save(server.base / "input" / "example.png")
-    made = workflow("edit_four_pictures_lora_cns")
+    made = workflow("Edit with four pictures and LoRAs")
     values(made, "KleinLoraStack")[0] = LORA
     steps = values(made, "CNSKSampler")
     steps[steps.index(28)] = 1
     return made
 
 
-@pytest.mark.parametrize("name", ["edit_one_picture", "local_or_fal"])
+@pytest.mark.parametrize("name", ["Edit a picture", "Local or fal"])
 def test_missing_models_are_offered(fresh, open_page, name):
     """As the official templates' are: all three, each with its address, before anything is run."""
     page = open_page(fresh)
@@ -62,7 +61,7 @@ def test_missing_models_are_offered(fresh, open_page, name):
 
 def test_an_error_is_one_sentence_without_a_path(fresh, open_page):
     page = open_page(fresh)
-    page.load(workflow("text_to_image"))
+    page.load(workflow("Text to image with klein"))
     ended = page.run()
     assert ended["kind"] == "execution_error" and ended["type"] == "ValueError"
     page.click("View details")
@@ -122,11 +121,10 @@ def test_the_box_is_as_tall_as_its_text_and_scrolls_where_that_is_too_much(serve
     assert page("() => [window.app.canvas.ds.scale, ...window.app.canvas.ds.offset]") == view
 
 
-def test_picture_sockets_keep_their_numbers(server, open_page, photo):
+def test_picture_sockets_keep_their_numbers(server, open_page):
     """A middle one that is disconnected moves no other."""
-    photo.resize((96, 64)).save(server.base / "input" / "example.png")
     page = open_page(server)
-    page.load(workflow("edit_four_pictures_lora_cns"))
+    page.load(workflow("Edit with four pictures and LoRAs"))
     before = sent(page)["7"]
     conditioner = f"({NODE})('KleinEditConditioner')"
     page(f"() => {{ {conditioner}.disconnectInput({conditioner}.findInputSlot('images.image_1')); }}")
@@ -149,7 +147,7 @@ def test_an_example_opens_as_its_twin_for_the_api(server, open_page):
 def test_a_file_of_growing_sockets_opens(server, open_page):
     """As it was saved before: the sockets up to the first free one, labelled by the ends of their ids."""
     page = open_page(server)
-    for name in ("masked_edit", "edit_on_fal"):
+    for name in ("Edit inside a mask", "Edit on fal"):
         page.load(with_growing_sockets(workflow(name)), name)
         assert sent(page) == {key: one["inputs"] for key, one in example(name).items()}
         labels = page("() => window.app.graph._nodes.flatMap((node) => node.inputs ?? []).map(({ label }) => label)")

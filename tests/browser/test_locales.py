@@ -20,7 +20,7 @@ SAVED_LABELS = """() => window.app.graph.serialize().nodes.flatMap((node) => nod
 
 
 def example():
-    return json.loads((EXAMPLES / "edit_four_pictures_lora_cns.json").read_text())
+    return json.loads((EXAMPLES / "Edit with four pictures and LoRAs.json").read_text())
 
 
 @pytest.fixture

@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import stat
 import subprocess
 import urllib.error
-from pathlib import Path
 
 import pytest
 import torch
-from comfy_graph import OFF, SINGLE, example, failure, give, graph, made, node, shortened
+from comfy_base import link_fal_client
+from comfy_graph import EXAMPLES, OFF, SINGLE, example, failure, give, graph, made, node, shortened
 from comfy_host import Failed, Server
 from fal_runs import with_a_new_field
 from fal_server import KEY, FalServer, answer, drop, png, stall
 from klein_cns.weights.components import WANTED
 from PIL import Image
 
-PACKAGES = (  # fal-client and what it needs, for a ComfyUI that has none of it
-    "fal_client",
-    "httpx",
-    "httpcore",
-    "h11",
-    "anyio",
-    "sniffio",
-    "certifi",
-    "idna",
-    "aiofiles",
-    "asyncstdlib",
-    "httpx_sse",
-    "msgpack",
-    "websockets",
-    "filelock",
-    "typing_extensions.py",
-)
+CAT = Image.open(EXAMPLES / "pictures" / "klein_cns_cat.jpg").size
 MISSING = {name: "none.safetensors" for name in SINGLE}
 PROBES = '''
 import sys
@@ -175,14 +158,10 @@ def host(comfyui, server, fal, tmp_path_factory):
 
 def prepare(base, server):
     """A base folder with the models of ``server``, and fal-client."""
-    for name in ("custom_nodes", "input", "output", "packages"):
+    for name in ("custom_nodes", "input", "output"):
         (base / name).mkdir()
     (base / "models").symlink_to(server.base / "models")
-    site = Path(importlib.util.find_spec("fal_client").origin).parents[1]
-    for name in PACKAGES:
-        if (site / name).exists():
-            (base / "packages" / name).symlink_to(site / name)
-    (base / "custom_nodes" / "fal_probes.py").write_text(PROBES.format(packages=str(base / "packages")))
+    (base / "custom_nodes" / "fal_probes.py").write_text(PROBES.format(packages=str(link_fal_client(base))))
 
 
 @pytest.fixture(scope="module")
@@ -265,14 +244,13 @@ def example_for(test, name):
 @pytest.mark.parametrize(
     ("name", "bought", "sizes", "submitted"),
     [
-        ("edit_on_fal", None, [(64, 48)], 1),
-        ("local_and_fal", None, [(64, 48), (96, 64)], 1),
-        ("local_or_fal", "local_and_fal", [(64, 48)], 0),
+        ("Edit on fal", None, [(64, 48)], 1),
+        ("Local beside fal", None, [(64, 48), CAT], 1),
+        ("Local or fal", "Local beside fal", [(64, 48)], 0),
     ],
 )
-def test_the_examples(keyed, fal, photo, name, bought, sizes, submitted):
+def test_the_examples(keyed, fal, name, bought, sizes, submitted):
     """The last on a machine without an accelerator; it asks for what the second buys, and buys nothing."""
-    photo.resize((96, 64)).save(keyed.base / "input" / "example.png")
     if bought is not None:
         keyed.run(example_for(name, bought))
     before = len(fal.requests)

@@ -1,0 +1,65 @@
+"""Every template in both renderers: opened from the template browser, run, saved and loaded, and used as an app."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from comfy_base import serve_examples
+from comfy_graph import EXAMPLES, example
+from fal_server import FalServer, png
+
+pytestmark = [pytest.mark.usefixtures("playwright"), pytest.mark.xdist_group("templates")]  # one server for the module
+PACK = "klein-cns"  # the folder's name
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.json"))
+STORE = "window.document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia.state.value"
+MISSING = f"""() => {{
+    const {{ missingMedia, missingModel, missingNodesError }} = {STORE};
+    return [missingMedia.missingMediaCandidates, missingModel.missingModelCandidates,
+            missingNodesError.missingNodesError].filter((found) => found && found.length !== 0);
+}}"""
+SAVED = "() => JSON.parse(JSON.stringify(window.app.graph.serialize()))"
+SENT = "async () => (await window.app.graphToPrompt()).output"
+SHORTEN = """() => {
+    for (const node of window.app.graph._nodes) {
+        const steps = ["CNSKSampler", "Flux2Scheduler"].includes(node.type) ? "steps" : "";
+        for (const widget of node.widgets ?? []) if (widget.name === steps) widget.value = 1;
+    }
+}"""
+
+
+@pytest.fixture(scope="module")
+def gallery(comfyui, host_pipeline, tmp_path_factory):
+    """A ComfyUI on which every template runs."""
+    fal = FalServer()
+    fal.picture = png((512, 512), (120, 120, 120))
+    running = serve_examples(comfyui, tmp_path_factory.mktemp("gallery"), host_pipeline, fal)
+    yield running
+    running.stop()
+    fal.close()
+
+
+def values(workflow):
+    return {one["id"]: one.get("widgets_values") for one in workflow["nodes"]}
+
+
+def inputs(prompt):
+    return {key: one["inputs"] for key, one in prompt.items()}
+
+
+def test_each_opens_keeps_its_values_runs_and_covers_no_node(gallery, open_page):
+    page = open_page(gallery)
+    for name in NAMES:
+        page.template(PACK, name)
+        assert page(MISSING) == [], name
+        assert inputs(page(SENT)) == inputs(example(name)), name
+        saved = page(SAVED)
+        assert values(saved) == values(json.loads((EXAMPLES / f"{name}.json").read_text())), name
+        page.load(saved, name)
+        assert values(page(SAVED)) == values(saved), name
+        assert inputs(page(SENT)) == inputs(example(name)), name
+        assert page.covered() == [], f"{name}, before a run"
+        page(SHORTEN)
+        assert page.run()["kind"] == "execution_success", name
+        assert page.covered() == [], f"{name}, after a run"
+        assert page.errors() == [], name
