@@ -20,7 +20,7 @@ KEPT = {
 SAME = {
     "de": {"CNS KSampler", "latent", "prompt", "scheduler", "seed", "solver"},
     "es": {"CNS KSampler", "local", "prompt"},
-    "fr": {"CNS KSampler", "image", "images", "latent", "local", "mode", "prompt"},
+    "fr": {"CNS KSampler", "image", "images", "latent", "latent 1", "latent 2", "local", "mode", "prompt"},
     "ko": {"CNS KSampler"},
     "pt-BR": {"CNS KSampler", "local", "prompt"},
     "ru": {"CNS KSampler", "scheduler"},
