@@ -36,7 +36,6 @@ const WIDTH = 320; // of a node fresh from the menu
  * @property {string} caption
  * @property {{key: string, noise: Noise} | null} run the last one, and the values it was seen with
  * @property {number} height of the box, pixels
- * @property {boolean} measured whether the height is that of what is shown
  * @property {boolean} busy an answer is awaited
  * @property {import("./presets.js").Presets} presets
  */
@@ -135,13 +134,12 @@ function question(node, run) {
 /**
  * Give the node the height that it needs now. Nodes 2.0 grows by itself.
  * @param {ComfyNode} node
- * @param {number | null} more pixels than before; null takes back all that is not needed
+ * @param {boolean} shrink take back what is not needed
  */
-function resize(node, more) {
-  if (more !== null && more > 0 && window.LiteGraph.vueNodesMode) return;
+function resize(node, shrink) {
   const [width, height] = node.size;
   const needed = node.computeSize()[1];
-  node.setSize([width, more === null ? needed : Math.max(height + more, needed)]);
+  if (shrink || (height < needed && !window.LiteGraph.vueNodesMode)) node.setSize([width, needed]);
   node.setDirtyCanvas(true, true);
 }
 
@@ -153,10 +151,9 @@ function resize(node, more) {
 function measure(node, state) {
   const height = state.content.offsetHeight + 2 * SPACE;
   if (!state.content.offsetHeight || height === state.height) return;
-  const more = state.measured ? height - state.height : 0; // the first time a saved node has its size already
-  Object.assign(state, { height, measured: true });
+  state.height = height;
   state.box.style.minHeight = `${height}px`;
-  resize(node, isOn(node) ? more : null);
+  resize(node, !isOn(node));
 }
 
 /**
@@ -228,7 +225,7 @@ async function refresh(node) {
   state.key = key;
   state.row.style.display = on && Object.keys(state.presets).length ? "" : "none";
   showPreset(node, state);
-  if (fold(node, isCns, !on)) resize(node, on ? 0 : null);
+  if (fold(node, isCns, !on)) resize(node, !on);
   if (!on) return show(node, state, null, say("off"));
   if (state.run?.key === key) return show(node, state, state.run.noise, captionOf(state.run.noise, "run", []));
   if (values.cns_gamma_source === "reference" && !values.reference) return show(node, state, null, say("pictures"));
@@ -303,7 +300,7 @@ function add(node) {
   /** @type {State} */
   const state = {
     box, content, row, status, canvas, line, widget, key: "", noise: null, caption: "", run: null, busy: false,
-    presets: {}, height: 2 * LINE, measured: false,
+    presets: {}, height: 2 * LINE,
   };
   states.set(node, state);
   canvas.addEventListener("mousemove", ({ offsetX, offsetY }) => {
