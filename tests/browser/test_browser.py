@@ -137,13 +137,6 @@ def test_picture_sockets_keep_their_numbers(server, open_page):
     ]  # fmt: skip
 
 
-def test_an_example_opens_as_its_twin_for_the_api(server, open_page):
-    page = open_page(server)
-    for name in sorted(path.stem for path in EXAMPLES.glob("*.json")):
-        page.load(workflow(name), name)
-        assert sent(page) == {key: one["inputs"] for key, one in example(name).items()}, name
-
-
 def test_a_file_of_growing_sockets_opens(server, open_page):
     """As it was saved before: the sockets up to the first free one, labelled by the ends of their ids."""
     page = open_page(server)
