@@ -72,11 +72,8 @@ def preview(values: Mapping[str, Any]) -> dict[str, Any]:
     if denoise == 0 or steps / denoise > MAX_STEPS:
         raise ValueError(f"denoise is {denoise:g} with steps {steps}; there is nothing to draw.")
     sigmas = make_sigmas(_klein_sampling(), scheduler, steps, denoise, height * width).tolist()
-    progress: ProgressMatrix | None
-    if params.gamma_source == "reference":
-        progress = field_progress(_powers(reference))
-    else:
-        progress = load_progress(params, gamma_file)
+    from_pictures = params.gamma_source == "reference"
+    progress = field_progress(_powers(reference)) if from_pictures else load_progress(params, gamma_file)
     view = noise_view(params, sigmas, (PATCH * height, PATCH * width), solver=solver, progress=progress, cell=CELL)
     return as_json(view, size) | {"advice": advice(params, solver, sigmas, cfg)}
 
@@ -141,8 +138,7 @@ def _size(given: dict[str, Any]) -> tuple[int, int]:
             raise ValueError(f"first is {first!r}; give the first picture's [width, height] in pixels.")
         first = tuple(checked_number("a side of first", side, 1, MOST_SIDE, whole=True) for side in first)
     if image_size is not None:
-        size = parse_image_size(image_size)
-        return output_size(size, first)
+        return output_size(parse_image_size(image_size), first)
     width, height = (checked_number(side, value, 16, MOST_SIDE, whole=True) for side, value in sides.items())
     return width, height
 

@@ -3,7 +3,8 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { showText } from "./box.js";
-import { pictureSize, source, valueOf, widgetOf } from "./linked.js";
+import { pictureNumber, pictureSize, pictureSockets, valueOf } from "./linked.js";
+import { chain, setWidgets } from "./node.js";
 import { ask } from "./server.js";
 import { loadWords, say } from "./words.js";
 
@@ -37,10 +38,9 @@ let atFal = null;
  * @returns {{numbers: number[], sizes: ([number, number] | null)[]}}
  */
 function pictures(node) {
-  const sockets = (node.inputs ?? []).map(({ name }) => name).filter((name) => name.startsWith("images.image_"));
-  const connected = sockets.filter((name) => source(node, name));
+  const connected = pictureSockets(node);
   return {
-    numbers: connected.map((name) => Number(name.slice("images.image_".length)) + 1),
+    numbers: connected.map(pictureNumber),
     sizes: connected.map((name) => pictureSize(node, name) ?? null),
   };
 }
@@ -172,12 +172,7 @@ async function askFal() {
  * @param {string} id
  */
 function recover(node, id) {
-  const widget = widgetOf(node, RECOVER);
-  if (!widget) return;
-  node.graph?.beforeChange?.();
-  widget.value = id;
-  widget.callback?.(id);
-  node.graph?.afterChange?.();
+  setWidgets(node, { [RECOVER]: id });
   refresh(node);
 }
 
@@ -192,13 +187,7 @@ app.registerExtension({
     const type = node.comfyClass ?? node.constructor.comfyClass;
     if (type !== EDIT && type !== FAL) return;
     states.set(node, { type, asked: "", busy: false, text: "" });
-    const removed = /** @type {any} */ (node).onRemoved;
-    Object.assign(node, {
-      onRemoved(/** @type {any[]} */ ...given) {
-        states.delete(node);
-        return removed?.apply(node, given);
-      },
-    });
+    chain(node, "onRemoved", () => states.delete(node));
     if (type === FAL) askFal();
   },
   getNodeMenuItems(node) {

@@ -1,17 +1,8 @@
 // Hides widgets of a node and shows them again, in both renderers; their values stay and are saved.
 
 import { app } from "../../scripts/app.js";
-
-const CATEGORY = "klein"; // of this pack's nodes
-
-/**
- * @param {ComfyNode} node
- * @param {string} name
- * @returns {boolean} whether a link ends at the widget
- */
-function isLinked(node, name) {
-  return (node.inputs ?? []).some((input) => input.name === name && (input.link ?? null) !== null);
-}
+import { linkOf } from "./linked.js";
+import { isOurs } from "./node.js";
 
 /**
  * Fold or unfold widgets. A linked one stays, since its link would end in nothing.
@@ -24,7 +15,7 @@ export function fold(node, chosen, folded) {
   const widgets = node.widgets ?? [];
   let changed = false;
   for (const widget of widgets.filter(({ name }) => chosen(name))) {
-    const hidden = folded && !isLinked(node, widget.name);
+    const hidden = folded && !linkOf(node, widget.name);
     if (Boolean(widget.hidden) === hidden) continue;
     widget.hidden = hidden; // the classic renderer's
     widget.options.hidden = hidden; // that of Nodes 2.0
@@ -37,7 +28,7 @@ export function fold(node, chosen, folded) {
 app.registerExtension({
   name: "klein-cns.fold",
   nodeCreated(node) {
-    if (node.constructor.nodeData?.category !== CATEGORY) return;
+    if (!isOurs(node.constructor.nodeData)) return;
     for (const widget of node.widgets ?? []) widget.advanced = Boolean(widget.options?.advanced);
     // The classic renderer does not draw advanced widgets, but leaves room for them.
     if (node.getLayoutWidgets && node.isWidgetVisible) {

@@ -2,8 +2,7 @@
 // workflow, and shows it before any translation.
 
 import { app } from "../../scripts/app.js";
-
-const CATEGORY = "klein"; // of this pack's nodes
+import { isOurs } from "./node.js";
 
 /**
  * Name the sockets that nobody has renamed: in the user's language where locales/ has it, else as the schema does.
@@ -12,7 +11,7 @@ const CATEGORY = "klein"; // of this pack's nodes
  */
 function nameSockets(node) {
   const definition = node.constructor.nodeData;
-  if (definition?.category !== CATEGORY) return;
+  if (!isOurs(definition)) return;
   for (const input of node.inputs ?? []) {
     const english = definition.inputs?.[input.name]?.display_name;
     if (!english || input.widget) continue;

@@ -2,18 +2,35 @@
 
 const SUBGRAPH_INPUT = -10; // ComfyUI's id of the node that stands for a subgraph's inputs
 const PASSES = new Set(["Reroute"]); // hands on its only input
+const SOCKET = "images.image_"; // of a picture, with its number from 0
 const HOLDS = /^Primitive/; // its first widget is its output
+
+/**
+ * @param {ComfyGraph | null} graph
+ * @param {number | null | undefined} id
+ * @returns {ComfyLink | null}
+ */
+function linkById(graph, id) {
+  if (id === null || id === undefined) return null;
+  return graph?.links?.get?.(id) ?? graph?.links?.[id] ?? null;
+}
 
 /**
  * @param {ComfyNode} node
  * @param {string} name of an input
  * @returns {ComfyLink | null} the link into it
  */
-function linkOf(node, name) {
-  const id = node.inputs?.find((input) => input.name === name)?.link;
-  if (id === null || id === undefined) return null;
-  const links = node.graph?.links;
-  return links?.get?.(id) ?? links?.[id] ?? null;
+export function linkOf(node, name) {
+  return linkById(node.graph, node.inputs?.find((input) => input.name === name)?.link);
+}
+
+/**
+ * @param {ComfyNode} node
+ * @returns {ComfyNode | null} the first node that takes the first output
+ */
+export function consumerOf(node) {
+  const link = linkById(node.graph, node.outputs?.[0]?.links?.[0]);
+  return (link && node.graph?.getNodeById(link.target_id)) ?? null;
 }
 
 /**
@@ -72,6 +89,23 @@ export function valueOf(node, name) {
   const from = source(node, name);
   if (!from) return widgetOf(node, name)?.value;
   return from.widget === undefined ? undefined : widgetOf(from.node, from.widget)?.value;
+}
+
+/**
+ * @param {ComfyNode} node
+ * @returns {string[]} the names of the connected picture sockets, in their order
+ */
+export function pictureSockets(node) {
+  const names = (node.inputs ?? []).map(({ name }) => name).filter((name) => name.startsWith(SOCKET));
+  return names.filter((name) => source(node, name));
+}
+
+/**
+ * @param {string} name of a picture socket
+ * @returns {number} as it is labelled, from 1
+ */
+export function pictureNumber(name) {
+  return Number(name.slice(SOCKET.length)) + 1;
 }
 
 /**

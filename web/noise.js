@@ -3,8 +3,9 @@
 import { app } from "../../scripts/app.js";
 import { cellAt, draw, layout, reading } from "./noise_draw.js";
 import { fold } from "./fold.js";
-import { pictureSize, source, valueOf, widgetOf } from "./linked.js";
-import { nearest, presets, presetsFor, setPreset } from "./presets.js";
+import { consumerOf, pictureSize, pictureSockets, source, valueOf, widgetOf } from "./linked.js";
+import { chain, setWidgets } from "./node.js";
+import { nearest, presets, presetsFor } from "./presets.js";
 import { ask } from "./server.js";
 import { loadWords, say } from "./words.js";
 
@@ -70,10 +71,10 @@ function sizeFrom(node, name) {
   const [image_size, width, height] = ["image_size", "width", "height"].map((side) => valueOf(from, side));
   if (widgetOf(from, "image_size") && image_size !== "custom") {
     if (image_size === undefined) return undefined;
-    const sockets = (from.inputs ?? []).filter((input) => input.name.startsWith("images."));
-    const first = sockets.map((input) => pictureSize(from, input.name)).find((size) => size !== null);
-    if (image_size !== "auto" || !sockets.some((input) => source(from, input.name))) return { image_size };
-    return first && { image_size, first };
+    const [socket] = pictureSockets(from);
+    if (image_size !== "auto" || !socket) return { image_size };
+    const first = pictureSize(from, socket);
+    return first ? { image_size, first } : undefined;
   }
   return typeof width === "number" && typeof height === "number" ? { width, height } : undefined;
 }
@@ -84,12 +85,9 @@ function sizeFrom(node, name) {
  * @returns {{size: Record<string, unknown> | undefined, schedule: Record<string, unknown> | undefined}}
  */
 function ofConsumer(node) {
-  const graph = node.graph;
-  const id = node.outputs?.[0]?.links?.[0];
-  const link = id === undefined ? null : (graph?.links?.get?.(id) ?? graph?.links?.[id]);
-  const consumer = link && graph?.getNodeById(link.target_id);
-  const sigmas = consumer && source(consumer, "sigmas")?.node;
+  const consumer = consumerOf(node);
   if (!consumer) return { size: undefined, schedule: undefined };
+  const sigmas = source(consumer, "sigmas")?.node;
   const [steps, scheduler, denoise] = ["steps", "scheduler", "denoise"].map((name) => sigmas && valueOf(sigmas, name));
   let schedule;
   if (typeof steps === "number" && (typeof scheduler === "string" || sigmas?.type === "Flux2Scheduler")) {
@@ -163,7 +161,7 @@ function measure(node, state) {
 function paint(state, at = null) {
   if (!state.noise) return;
   const style = getComputedStyle(state.box);
-  const theme = { text: style.color, line: style.borderColor, background: style.backgroundColor };
+  const theme = { text: style.color, line: style.borderColor };
   draw(state.canvas, state.noise, say, theme, at);
   state.line.textContent = at ? reading(state.noise, at, say) : state.caption;
 }
@@ -176,7 +174,6 @@ function paint(state, at = null) {
  */
 function show(node, state, noise, caption) {
   Object.assign(state, { noise, caption });
-  state.canvas.hidden = !noise;
   state.canvas.style.display = noise ? "block" : "none";
   state.line.textContent = caption;
   paint(state);
@@ -266,7 +263,7 @@ async function addPresets(node, state) {
       font: "inherit", color: "inherit", background: "transparent", border: "1px solid var(--border-color)",
       borderRadius: "4px", padding: "0 5px", margin: "0 4px 4px 0", cursor: "pointer",
     });
-    button.addEventListener("click", () => setPreset(node, values));
+    button.addEventListener("click", () => setWidgets(node, values));
     state.row.insertBefore(button, state.status);
   }
   state.key = "";
@@ -320,20 +317,6 @@ function add(node) {
   addPresets(node, state);
 }
 
-/**
- * @param {any} node
- * @param {string} name of one of its methods
- * @param {(...given: any[]) => void} after what runs after it
- */
-function chain(node, name, after) {
-  const before = node[name];
-  node[name] = function (/** @type {any[]} */ ...given) {
-    const value = before?.apply(this, given);
-    after(...given);
-    return value;
-  };
-}
-
 app.registerExtension({
   name: SETTING,
   settings: [
@@ -371,7 +354,7 @@ app.registerExtension({
     const found = Object.entries(state?.presets ?? {});
     if (!found.length) return [];
     const options = found.map(([name, { values, source }]) => ({
-      content: name, title: source, callback: () => setPreset(node, values),
+      content: name, title: source, callback: () => setWidgets(node, values),
     }));
     return [{ content: say("presets"), has_submenu: true, submenu: { options } }]; // which Nodes 2.0 asks for
   },

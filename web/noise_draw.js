@@ -147,7 +147,7 @@ export function reading(noise, { column, band }, say) {
  * @param {HTMLCanvasElement} canvas
  * @param {Noise} noise
  * @param {Say} say
- * @param {{text: string, line: string, background: string}} theme CSS colours
+ * @param {{text: string, line: string}} theme CSS colours
  * @param {{column: number, band: number} | null} at the cell under the mouse
  */
 export function draw(canvas, noise, say, theme, at = null) {
@@ -242,7 +242,7 @@ function drawAmount(context, box, noise, theme) {
 /**
  * @param {CanvasRenderingContext2D} context
  * @param {Box} box
- * @param {{text: string, line: string, background: string}} theme
+ * @param {{text: string, line: string}} theme
  */
 function drawLegend(context, box, theme) {
   for (let x = 0; x < box.width; x += 1) {
@@ -260,7 +260,7 @@ function drawLegend(context, box, theme) {
  * @param {Box} box
  * @param {Noise} noise
  * @param {Say} say
- * @param {{text: string, line: string, background: string}} theme
+ * @param {{text: string, line: string}} theme
  */
 function drawWavelengths(context, box, noise, say, theme) {
   const write = writer(context, theme);

@@ -1,6 +1,5 @@
-// The pack's presets on a node: which one its values are, and setting one.
+// The pack's presets on a node: which mean something on it, and which one its values are.
 
-import { app } from "../../scripts/app.js";
 import { ask } from "./server.js";
 import { valueOf, widgetOf } from "./linked.js";
 
@@ -36,9 +35,7 @@ export function presetsFor(node, all) {
  * @param {Record<string, unknown>} values
  */
 function differing(node, values) {
-  return Object.keys(values).filter((name) => {
-    return widgetOf(node, name) && valueOf(node, name) !== values[name];
-  });
+  return Object.keys(values).filter((name) => widgetOf(node, name) && valueOf(node, name) !== values[name]);
 }
 
 /**
@@ -51,22 +48,4 @@ export function nearest(node, all) {
   const found = Object.entries(all).map(([name, { values }]) => ({ name, changed: differing(node, values) }));
   found.sort((one, other) => one.changed.length - other.changed.length);
   return found.length && found[0].changed.length <= MOST_NAMED ? found[0] : null;
-}
-
-/**
- * Set the widgets that a preset names, as one step for undo.
- * @param {ComfyNode} node
- * @param {Record<string, unknown>} values
- */
-export function setPreset(node, values) {
-  node.graph?.beforeChange?.();
-  for (const [name, value] of Object.entries(values)) {
-    const widget = widgetOf(node, name);
-    if (!widget || widget.value === value) continue;
-    widget.value = value;
-    widget.callback?.(value, app.canvas, node);
-  }
-  node.graph?.afterChange?.();
-  app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
-  node.setDirtyCanvas(true, true);
 }

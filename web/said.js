@@ -2,8 +2,8 @@
 
 import { app } from "../../scripts/app.js";
 import { remove, showText } from "./box.js";
+import { chain, isOurs } from "./node.js";
 
-const CATEGORY = "klein"; // of this pack's nodes
 const SAID = "klein_said"; // the widget, and the property of the node that is saved
 const LIVE = "$$node-text-preview"; // ComfyUI's own box for a line while a node runs
 
@@ -26,34 +26,19 @@ function show(node, text) {
   showText(node, SAID, text);
 }
 
-/**
- * Run a function after a method of a node's class.
- * @param {any} type
- * @param {string} name of the method
- * @param {(this: any, ...given: any[]) => void} after
- */
-function chain(type, name, after) {
-  const before = type.prototype[name];
-  type.prototype[name] = function (/** @type {any[]} */ ...given) {
-    const value = before?.apply(this, given);
-    after.apply(this, given);
-    return value;
-  };
-}
-
 app.registerExtension({
   name: "klein-cns.said",
   beforeRegisterNodeDef(nodeType, nodeData) {
-    if (nodeData.category !== CATEGORY) return;
-    chain(nodeType, "onExecuted", function (output) {
+    if (!isOurs(nodeData)) return;
+    chain(nodeType.prototype, "onExecuted", function (output) {
       if (!Array.isArray(output?.text)) return;
       remove(this, LIVE);
       show(this, output.text.join("\n"));
     });
-    chain(nodeType, "onConfigure", function () {
+    chain(nodeType.prototype, "onConfigure", function () {
       if (this.properties[SAID]) show(this, this.properties[SAID]);
     });
-    chain(nodeType, "onSerialize", function (saved) {
+    chain(nodeType.prototype, "onSerialize", function (saved) {
       if (!saved.properties?.[SAID] || this.saidAbout !== values(this)) delete saved.properties?.[SAID];
     });
   },

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,31 @@ class Page:
     def elsewhere(self) -> list[str]:
         """The addresses outside the server that the page asked for, in vain."""
         return self._do("elsewhere")
+
+    def saved(self) -> dict[str, Any]:
+        """The open workflow, as it is saved."""
+        return self("() => JSON.parse(JSON.stringify(window.app.graph.serialize()))")
+
+    def sent(self) -> dict[str, dict[str, Any]]:
+        """What Run would send: each node's inputs, by id."""
+        prompt = self("async () => (await window.app.graphToPrompt()).output")
+        return {key: one["inputs"] for key, one in prompt.items()}
+
+    def turn(self, node: str, **values: Any) -> None:
+        """Turn a node's knobs as a user does, a value and its callback; ``node`` is a JavaScript expression."""
+        self(
+            f"(values) => Object.entries(values).forEach(([name, value]) => {{ const widget = {node}.widgets.find("
+            "(one) => one.name === name); widget.value = value; widget.callback?.(value); })",
+            values,
+        )
+
+    def until(self, look: str, holds: Callable[[Any], bool], seconds: float = 10) -> Any:
+        """What the function ``look`` returns on the page, once it ``holds``."""
+        end = time.monotonic() + seconds
+        while not holds(found := self(look)):
+            assert time.monotonic() < end, found
+            time.sleep(0.1)
+        return found
 
     def text(self) -> str:
         """All words that are seen outside the canvas."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 
 import pytest
 from comfy_graph import EXAMPLES
@@ -14,7 +13,6 @@ pytestmark = pytest.mark.usefixtures("playwright")  # before a server is started
 BOX = "() => [...document.querySelectorAll('.klein-before')].map((box) => box.innerText)"
 NODE = "((type) => window.app.graph._nodes.find((node) => node.type === type))"
 EDIT, FAL = f"{NODE}('KleinEditConditioner')", f"{NODE}('KleinFalEdit')"
-SAVED = "() => JSON.parse(JSON.stringify(window.app.graph.serialize()))"
 
 
 def with_picture(server, photo, name):
@@ -28,24 +26,10 @@ def values(workflow, kind):
     return next(one["widgets_values"] for one in workflow["nodes"] if one["type"] == kind)
 
 
-def until(page, says, seconds=10):
+def until(page, says):
     """The box's text once it holds ``says``."""
-    end = time.monotonic() + seconds
-    while True:
-        boxes = page(BOX)
-        if any(says in text for text in boxes):
-            return next(text for text in boxes if says in text)
-        assert time.monotonic() < end, boxes
-        time.sleep(0.2)
-
-
-def set_widget(page, node, name, value):
-    page(
-        f"(name, value) => {{ const widget = {node}.widgets.find((one) => one.name === name); widget.value = value; "
-        "widget.callback?.(value); }",
-        name,
-        value,
-    )
+    boxes = page.until(BOX, lambda boxes: any(says in text for text in boxes))
+    return next(text for text in boxes if says in text)
 
 
 def test_multi_image_edit_says_size_and_tokens(server, open_page, photo):
@@ -54,14 +38,14 @@ def test_multi_image_edit_says_size_and_tokens(server, open_page, photo):
     page = open_page(server)
     page.load(wanted)
     assert until(page, "together") == "Result 640 x 400: 1000 tokens; picture 1: 1000; together 2000"
-    saved = page(SAVED)
+    saved = page.saved()
     assert values(saved, "KleinEditConditioner") == values(wanted, "KleinEditConditioner")
     assert "klein_before" not in json.dumps(page("async () => (await window.app.graphToPrompt()).output"))
-    set_widget(page, EDIT, "image_size", "square_hd")
+    page.turn(EDIT, image_size="square_hd")
     assert until(page, "1024").startswith("Result 1024 x 1024: 4096 tokens; picture 1: 1000; together 5096")
-    set_widget(page, EDIT, "num_images", 2)
+    page.turn(EDIT, num_images=2)
     assert until(page, "each of").endswith("together 5096; for each of 2 results")
-    set_widget(page, EDIT, "image_size", "auto")
+    page.turn(EDIT, image_size="auto")
     page(f"() => {{ {EDIT}.disconnectInput({EDIT}.findInputSlot('images.image_0')); }}")
     assert until(page, "768") == "Result 1024 x 768: 3072 tokens; for each of 2 results"
 
@@ -94,11 +78,11 @@ def test_klein_on_fal_says_price_and_key(server, open_page, photo, folder):
     page = open_page(server)
     page.load(wanted)
     assert until(page, "key") == "fal charges at most $0.04; key: found"
-    set_widget(page, FAL, "image_size", "square")
+    page.turn(FAL, image_size="square")
     assert until(page, "0.025") == "fal charges $0.025; key: found"
-    assert values(page(SAVED), "KleinFalEdit") != values(wanted, "KleinFalEdit")
-    set_widget(page, FAL, "image_size", "auto")
-    assert values(page(SAVED), "KleinFalEdit") == values(wanted, "KleinFalEdit")
+    assert values(page.saved(), "KleinFalEdit") != values(wanted, "KleinFalEdit")
+    page.turn(FAL, image_size="auto")
+    assert values(page.saved(), "KleinFalEdit") == values(wanted, "KleinFalEdit")
     assert "the-secret" not in page("() => document.documentElement.outerHTML")
 
 

@@ -24,12 +24,6 @@ def values(workflow, kind):
     return next(one["widgets_values"] for one in workflow["nodes"] if one["type"] == kind)
 
 
-def sent(page):
-    """What Run would send: each node's inputs, by id."""
-    prompt = page("async () => (await window.app.graphToPrompt()).output")
-    return {key: one["inputs"] for key, one in prompt.items()}
-
-
 @pytest.fixture(scope="module")
 def lora_run(server):
     """The example with a LoRA whose report has many lines, one step long."""
@@ -80,9 +74,9 @@ def test_what_a_node_said_is_read_and_stays(server, open_page, lora_run):
     assert any(text.startswith("random test weights, the picture will be noise: ") for text in boxes)
     report = next(text for text in boxes if LORA in text)
     assert report.startswith(f"{LORA} at 1: 31 of 31 modules apply, 31 merged\n") and "\n  made for: " in report
-    saved = page("() => JSON.parse(JSON.stringify(window.app.graph.serialize()))")
+    saved = page.saved()
     assert values(saved, "KleinLoraStack") == values(lora_run, "KleinLoraStack")
-    assert not any("klein_said" in inputs for inputs in sent(page).values())
+    assert not any("klein_said" in inputs for inputs in page.sent().values())
     page.reload()
     page.load(saved)
     assert sorted(page(BOXES)) == sorted(boxes)
@@ -98,7 +92,7 @@ def test_a_text_is_not_saved_beside_other_values(server, open_page, lora_run):
     page.load(lora_run)
     page.run()
     page(f"() => {{ ({NODE})('KleinLoraStack').widgets.find(({{ name }}) => name === 'lora_1').value = 'none'; }}")
-    assert LORA not in json.dumps(page("() => JSON.parse(JSON.stringify(window.app.graph.serialize()))"))
+    assert LORA not in json.dumps(page.saved())
 
 
 def test_the_box_is_as_tall_as_its_text_and_scrolls_where_that_is_too_much(server, open_page, lora_run):
@@ -125,12 +119,12 @@ def test_picture_sockets_keep_their_numbers(server, open_page):
     """A middle one that is disconnected moves no other."""
     page = open_page(server)
     page.load(workflow("Edit with four pictures and LoRAs"))
-    before = sent(page)["7"]
+    before = page.sent()["7"]
     conditioner = f"({NODE})('KleinEditConditioner')"
     page(f"() => {{ {conditioner}.disconnectInput({conditioner}.findInputSlot('images.image_1')); }}")
     page("() => new Promise((resolve) => setTimeout(resolve, 500))")
     del before["images.image_1"]
-    assert sent(page)["7"] == before
+    assert page.sent()["7"] == before
     labels = page(f"() => {conditioner}.inputs.map(({{ label, name }}) => [name, label])")
     assert [entry for entry in labels if "." in entry[0]] == [
         [f"images.image_{i}", label] for i, label in enumerate(LABELS)
@@ -142,7 +136,7 @@ def test_a_file_of_growing_sockets_opens(server, open_page):
     page = open_page(server)
     for name in ("Edit inside a mask", "Edit on fal"):
         page.load(with_growing_sockets(workflow(name)), name)
-        assert sent(page) == {key: one["inputs"] for key, one in example(name).items()}
+        assert page.sent() == {key: one["inputs"] for key, one in example(name).items()}
         labels = page("() => window.app.graph._nodes.flatMap((node) => node.inputs ?? []).map(({ label }) => label)")
         assert [label for label in labels if label and label.startswith(("picture", "image_"))] == LABELS
 

@@ -69,7 +69,7 @@ def test_a_picture_socket_that_was_saved_in_another_language_has_its_name(server
     assert page(SAVED_LABELS) == [None] * 4
     page("() => { window.app.graph._nodes.find(({ type }) => type === 'KleinEditConditioner').inputs"
          ".find(({ name }) => name === 'images.image_2').label = 'her coat'; }")  # fmt: skip
-    saved = page("() => window.app.graph.serialize()")
+    saved = page.saved()
     speak("en")
     page.reload()
     page.load(saved)

@@ -19,8 +19,6 @@ MISSING = f"""() => {{
     return [missingMedia.missingMediaCandidates, missingModel.missingModelCandidates,
             missingNodesError.missingNodesError].filter((found) => found && found.length !== 0);
 }}"""
-SAVED = "() => JSON.parse(JSON.stringify(window.app.graph.serialize()))"
-SENT = "async () => (await window.app.graphToPrompt()).output"
 SHORTEN = """() => {
     for (const node of window.app.graph._nodes) {
         const steps = ["CNSKSampler", "Flux2Scheduler"].includes(node.type) ? "steps" : "";
@@ -59,12 +57,12 @@ def test_each_opens_keeps_its_values_runs_and_covers_no_node(gallery, open_page)
     for name in NAMES:
         page.template(PACK, name)
         assert page(MISSING) == [], name
-        assert inputs(page(SENT)) == inputs(example(name)), name
-        saved = page(SAVED)
+        assert page.sent() == inputs(example(name)), name
+        saved = page.saved()
         assert values(saved) == values(json.loads((EXAMPLES / f"{name}.json").read_text())), name
         page.load(saved, name)
-        assert values(page(SAVED)) == values(saved), name
-        assert inputs(page(SENT)) == inputs(example(name)), name
+        assert values(page.saved()) == values(saved), name
+        assert page.sent() == inputs(example(name)), name
         assert page.covered() == [], f"{name}, before a run"
         page(SHORTEN)
         assert page.run()["kind"] == "execution_success", name
