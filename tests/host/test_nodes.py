@@ -81,6 +81,13 @@ def test_a_masked_edit_keeps_every_pixel_outside(server, pictures):
     assert not torch.allclose(edited[0, 35:45, 50:70], original[0, 35:45, 50:70], atol=0.05)
 
 
+def test_an_original_without_a_mask_keeps_nothing_of_it(server, pictures):
+    """A blueprint's picture is connected to the decoder whether there is a mask or not."""
+    for name, decode in (("plain", None), ("unmasked", {"original": ["load0", 0]})):
+        server.run(graph(name, OFF, ["picture0"], sampler={"steps": 1}, decode=decode))
+    assert torch.equal(made(server, "plain"), made(server, "unmasked"))
+
+
 @pytest.mark.parametrize("box", [(17, 22, 17, 22), (0, 64, 40, 46), (24, 41, 8, 80)], ids=["dot", "stroke", "band"])
 def test_every_latent_cell_that_a_mask_touches_may_change(server, photo, box):
     """Counted over two seeds: also where a thin stroke misses the middle of a cell."""
