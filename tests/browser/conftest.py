@@ -58,9 +58,17 @@ class Page:
         """What the page has reported as an error since this was asked last."""
         return self._do("errors")
 
-    def run(self) -> dict[str, Any]:
-        """Press Run and wait: ``kind``, and ``type`` and ``message`` of an error."""
-        return self._do("run")
+    def run(self, app: bool = False) -> dict[str, Any]:
+        """Press Run, of the app or of the graph, and wait: ``kind``, and ``type`` and ``message`` of an error."""
+        return self._do("run", app=app)
+
+    def app(self) -> list[str]:
+        """Show the open template as an app; what its inputs say."""
+        return self._do("app")
+
+    def fill(self, selector: str, text: str) -> None:
+        """Type into a field."""
+        self._do("fill", selector=selector, text=text)
 
     def click(self, text: str) -> None:
         """Click the first thing with exactly this text."""

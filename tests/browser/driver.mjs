@@ -3,7 +3,7 @@
 import { createInterface } from "node:readline";
 
 import { covered, measure } from "./layout.mjs";
-import { load, open, openTemplate, ready, run } from "./page.mjs";
+import { load, open, openApp, openTemplate, ready, run } from "./page.mjs";
 
 const [address, renderer] = process.argv.slice(2);
 const { browser, page, elsewhere } = await open(address, renderer === "nodes2");
@@ -21,7 +21,9 @@ const commands = {
   template: ({ pack, name }) => openTemplate(page, pack, name),
   covered: async () => covered(await measure(page)),
   errors: () => errors.splice(0),
-  run: () => run(page),
+  run: ({ app }) => run(page, app),
+  app: () => openApp(page),
+  fill: ({ selector, text }) => page.locator(selector).fill(text, { timeout: 10_000 }),
   click: ({ text }) => page.getByText(text, { exact: true }).first().click({ timeout: 10_000 }),
   choose: async ({ menu, entry }) => {
     const [parent, child] = [menu, entry].map((text) => page.getByText(text, { exact: true }).last()); // menus come last

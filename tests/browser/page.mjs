@@ -14,7 +14,7 @@ const { chromium } = await import(pathToFileURL(`${process.env.PLAYWRIGHT_CORE}/
 export async function open(address, nodes2, viewport = { width: 1700, height: 1000 }) {
   const settings = {
     "Comfy.TutorialCompleted": true, "Comfy.VueNodes.Enabled": nodes2, "Comfy.Minimap.Visible": false,
-    "Comfy.Workflow.Persist": false,
+    "Comfy.Workflow.Persist": false, "Comfy.OnboardingCoachmarks.Seen": ["appMode"],
   };
   const headers = { "Content-Type": "application/json" };
   await fetch(`${address}/api/settings`, { method: "POST", headers, body: JSON.stringify(settings) });
@@ -61,9 +61,18 @@ export async function openTemplate(page, pack, name) {
   await card.waitFor({ state: "hidden", timeout: 20_000 });
 }
 
-/** Press Run, and wait: `{kind, type, message}` of how it ended. */
-export async function run(page, timeout = 240_000) {
-  const end = await page.evaluate(async (timeout) => {
+/** Show the graph as an app; what its inputs say, a line each. */
+export async function openApp(page) {
+  await page.waitForTimeout(1500); // a template that has just opened would turn it back into a graph
+  await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.ToggleLinear"));
+  const inputs = page.getByTestId("linear-widgets");
+  await inputs.waitFor({ timeout: 20_000 });
+  return (await inputs.innerText()).split("\n").filter((line) => line);
+}
+
+/** Press Run, that of the app where `app` says so, and wait: `{kind, type, message}` of how it ended. */
+export async function run(page, app = false, timeout = 240_000) {
+  const end = await page.evaluate(async ([app, timeout]) => {
     const { api } = await import("/scripts/api.js");
     const ended = new Promise((resolve) => {
       setTimeout(() => resolve({ kind: "timeout" }), timeout);
@@ -72,9 +81,10 @@ export async function run(page, timeout = 240_000) {
         api.addEventListener(kind, end, { once: true });
       }
     });
-    await window.app.queuePrompt(0, 1);
+    if (app) [...window.document.querySelectorAll("[data-testid=linear-run-button] button")].at(-1).click();
+    else await window.app.queuePrompt(0, 1);
     return Object.keys(window.app.lastNodeErrors ?? {}).length ? { kind: "refused" } : ended;
-  }, timeout);
+  }, [app, timeout]);
   await page.waitForTimeout(1000); // what the page shows then
   return end;
 }

@@ -59,7 +59,8 @@ def test_an_error_is_one_sentence_without_a_path(fresh, open_page):
     ended = page.run()
     assert ended["kind"] == "execution_error" and ended["type"] == "ValueError"
     page.click("View details")
-    message = page.text().split("Exception Message:")[1].split("Stack Trace")[0]
+    shown = page.until("() => document.body.innerText", lambda text: "Stack Trace" in text)
+    message = shown.split("Exception Message:")[1].split("Stack Trace")[0]
     assert message.lstrip("* ").startswith("ValueError: 'flux-2-klein-base-9b-fp8.safetensors' does not exist; ")
     assert message.count("needed is Qwen3-8B, usually") == 1
 

@@ -19,6 +19,8 @@ MISSING = f"""() => {{
     return [missingMedia.missingMediaCandidates, missingModel.missingModelCandidates,
             missingNodesError.missingNodesError].filter((found) => found && found.length !== 0);
 }}"""
+SEEN = """() => [...window.document.querySelectorAll("[data-testid=linear-image-output]")].map(
+    (image) => [image.naturalWidth, image.naturalHeight])"""
 SHORTEN = """() => {
     for (const node of window.app.graph._nodes) {
         const steps = ["CNSKSampler", "Flux2Scheduler"].includes(node.type) ? "steps" : "";
@@ -68,3 +70,20 @@ def test_each_opens_keeps_its_values_runs_and_covers_no_node(gallery, open_page)
         assert page.run()["kind"] == "execution_success", name
         assert page.covered() == [], f"{name}, after a run"
         assert page.errors() == [], name
+        asked = json.loads((EXAMPLES / f"{name}.json").read_text())["extra"]["linearData"]["inputs"]
+        shown = page.app()
+        assert [word for word in shown if word in {socket for _, socket in asked}] == [socket for _, socket in asked]
+
+
+def test_an_edit_as_an_app(gallery, open_page):
+    """With the words that are typed into the app, and Run as it shows it; the picture is then there."""
+    page = open_page(gallery)
+    page.template(PACK, "Edit a picture")
+    page(SHORTEN)
+    assert page.app()[0] == "image"
+    assert page(SEEN) == []
+    page.fill("[data-testid=linear-widgets] textarea", "make the coat red")
+    assert page.run(app=True)["kind"] == "execution_success"
+    assert page.sent()["3"]["prompt"] == "make the coat red"
+    assert page.until(SEEN, bool) == [[128, 128]]
+    assert page.errors() == []
