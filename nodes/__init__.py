@@ -11,6 +11,7 @@ from .base_loader import KleinBaseLoader
 from .before_run import edit, fal, price
 from .cns_inputs import add_gamma_folder
 from .cns_ksampler import CNSKSampler
+from .cns_noise import CNSNoise
 from .cns_sampler import CNSSampler
 from .cns_spectrum import CNSSpectrum
 from .decode import KleinDecode
@@ -35,5 +36,5 @@ class KleinExtension(ComfyExtension):
         add_example_pictures(Path(folder_paths.get_input_directory()))  # ComfyUI 0.11 does not call on_load
         for name, answer in ROUTES.items():
             add_route(name, answer)
-        local = [KleinBaseLoader, KleinLoraStack, KleinEditConditioner, CNSKSampler, CNSSampler, KleinDecode]
+        local = [KleinBaseLoader, KleinLoraStack, KleinEditConditioner, CNSKSampler, CNSSampler, CNSNoise, KleinDecode]
         return [with_plain_errors(node) for node in (*local, KleinFalEdit, KleinFalRequests, KleinRoute, CNSSpectrum)]
