@@ -25,7 +25,7 @@ from .messages import say
 KEY = "klein_cns_noise"  # of the wrapper on a model
 ARGUMENT = "noise_sampler"  # k-diffusion's name
 SILENT = {"res_multistep", "res_multistep_cfg_pp"}  # of ComfyUI: have the argument and never call it
-PASSED_ON = "dpm_adaptive_function"  # of ComfyUI: hands all its keywords on to a function that has the argument
+PASSED_ON = "dpm_adaptive"  # of ComfyUI: hands all its keywords on to a function that has the argument
 
 
 class CNSNoise(io.ComfyNode):
@@ -164,7 +164,7 @@ def checked_name(sampler: Any) -> str:
             f"Choose another, or turn enable_cns off in CNS Noise. {others}"
         )
     function = sampler.sampler_function
-    name = getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
+    name = getattr(function, "__name__", type(function).__name__).removeprefix("sample_").removesuffix("_function")
     given = sampler.extra_options.get(ARGUMENT)
     if name == PASSED_ON:
         takes = bool(sampler.extra_options.get("eta"))
@@ -187,12 +187,12 @@ def checked_name(sampler: Any) -> str:
 
 
 def drawing_samplers() -> list[str]:
-    """ComfyUI's own samplers whose noise can be coloured."""
+    """ComfyUI's own samplers whose noise can be coloured; without their twins that draw on the GPU."""
     named = {name: comfy.samplers.sampler_object(name).sampler_function for name in comfy.samplers.SAMPLER_NAMES}
     return [
         name
         for name, function in named.items()
-        if name not in SILENT and ARGUMENT in inspect.signature(function).parameters
+        if name not in SILENT and not name.endswith("_gpu") and ARGUMENT in inspect.signature(function).parameters
     ]
 
 
