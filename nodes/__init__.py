@@ -22,6 +22,7 @@ from .fal_requests import KleinFalRequests
 from .lora_stack import KleinLoraStack
 from .noise_picture import presets, preview
 from .plain_errors import with_plain_errors
+from .replacements import register_replacements
 from .route import KleinRoute
 from .routes import add_route
 
@@ -31,6 +32,9 @@ ROUTES = {"noise": preview, "presets": presets, "edit": edit, "price": price, "f
 
 class KleinExtension(ComfyExtension):
     """The pack as ComfyUI loads it."""
+
+    async def on_load(self) -> None:
+        await register_replacements()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         add_example_pictures(Path(folder_paths.get_input_directory()))  # ComfyUI 0.11 does not call on_load
