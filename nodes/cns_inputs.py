@@ -25,13 +25,15 @@ def add_gamma_folder() -> None:
     folder_paths.folder_names_and_paths[GAMMA_FOLDER][1].update(GAMMA_ENDINGS)
 
 
-def cns_inputs(switch: bool = True) -> list[io.Input]:
+def cns_inputs(switch: bool = True, churn: bool = True) -> list[io.Input]:
     """enable_cns and every ``cns_*`` of the endpoint in its order, then the local ones as advanced widgets.
 
     Args:
         switch: whether ``enable_cns`` is among them; a node that is nothing without CNS has none.
+        churn: whether ``cns_s_churn`` is; a node that does not decide how much noise is added has none.
     """
-    named = [spec for spec in fields(CNSParams) if switch or spec.name != SWITCH]
+    left_out = {name for name, kept in ((SWITCH, switch), ("s_churn", churn)) if not kept}
+    named = [spec for spec in fields(CNSParams) if spec.name not in left_out]
     endpoint = [spec for spec in named if public_name(spec.name) not in LOCAL_NAMES]
     local = [spec for spec in named if public_name(spec.name) in LOCAL_NAMES]
     common = [widget(public_name(spec.name), spec) for spec in endpoint]

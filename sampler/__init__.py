@@ -4,6 +4,7 @@ The diffusers scheduler is in `sampler.scheduler`, apart, so that importing this
 """
 
 from .measure import band_spectrum, half_octave_spectrum
+from .noise_sampler import ColoredNoiseSampler
 from .params import CNSParams
 from .progress import ProgressMatrix, reference_progress, shipped_progress
 from .sampling import CNSRun, sample_cns
@@ -12,6 +13,7 @@ from .spectrum import alpha_tilt, color_noise, patchify, spectral_gain, unpatchi
 __all__ = [
     "CNSParams",
     "CNSRun",
+    "ColoredNoiseSampler",
     "ProgressMatrix",
     "alpha_tilt",
     "band_spectrum",

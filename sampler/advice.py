@@ -39,6 +39,11 @@ def advice(params: CNSParams, solver: str, sigmas: Sequence[float], cfg: float |
             f"cns_s_churn {params.s_churn:g} with cns_energy_scale {params.energy_scale:g} adds more noise than the "
             f"model removes, at {len(surplus)} of {len(injected)} steps; lower them, or the picture stays noisy."
         )
+    return found + guidance_advice(params, cfg)
+
+
+def guidance_advice(params: CNSParams, cfg: float | None) -> list[str]:
+    """A sentence where the defaults for sampling without guidance meet guidance, see `advice`."""
     unguided = ("gamma_divider", "energy_scale")
     if (
         cfg is not None
@@ -47,11 +52,11 @@ def advice(params: CNSParams, solver: str, sigmas: Sequence[float], cfg: float |
         and all(getattr(params, name) == DEFAULTS[name] for name in unguided)
     ):
         values = " and ".join(f"{public_name(name)} {getattr(params, name):g}" for name in unguided)
-        found.append(
+        return [
             f"{values} are meant for sampling without guidance, and cfg is {cfg:g}; the endpoint advises "
             f"{GUIDED_DIVIDER:g} and {GUIDED_ENERGY:g} there."
-        )
-    return found
+        ]
+    return []
 
 
 def _exceeds(params: CNSParams, solver: str, sigma: float, sigma_next: float) -> bool:

@@ -80,7 +80,7 @@ def radial_bands(height: int, width: int, num_bins: int) -> tuple[Tensor, Tensor
     return index[:, : width // 2 + 1].contiguous(), count
 
 
-def alpha_tilt(params: CNSParams, step: int, steps: int) -> float:
+def alpha_tilt(params: CNSParams, step: float, steps: int) -> float:
     """α of a step: from ``alpha_tilt_start`` at the first to ``alpha_tilt_end`` at the last of ``steps``.
 
     >>> alpha_tilt(CNSParams(), 0, 28)
@@ -88,7 +88,7 @@ def alpha_tilt(params: CNSParams, step: int, steps: int) -> float:
 
     Args:
         params: give both ends and the curve between them.
-        step: counts from 0.
+        step: counts from 0; a fraction is a position between two steps.
         steps: counts the steps of the schedule.
     """
     p = step / max(steps - 1, 1)
